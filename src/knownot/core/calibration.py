@@ -1,0 +1,107 @@
+"""Split-conformal p-values: from ID data alone, a threshold that keeps its promise.
+
+Reference: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005; classwise
+(Mondrian) form: the same book, section 4.5.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class ConformalCalibration:
+    """p-values of an `ood_score` among the scores of held-out in-distribution data.
+
+    `p(x) = (1 + #{calibration scores >= s(x)}) / (n + 1)`. An input is called unknown when
+    `p < alpha`: whatever the model, at most `alpha` of new ID inputs are, in expectation.
+
+    Args:
+        scores: Scores of held-out ID data (n,), larger meaning more out-of-distribution.
+        groups: Group of each score (n,), integers from 0, for one calibration per group; use the
+            *predicted* class, which is known for a new input too. None pools all scores.
+        min_group: A group with fewer scores than this uses the pooled ones, since a p-value below
+            alpha needs more than `1 / alpha - 1` scores.
+
+    Raises:
+        ValueError: If `scores` is empty, holds NaN, or shapes differ.
+
+    Example:
+        >>> calibration = ConformalCalibration(torch.arange(99.0))
+        >>> calibration.p_value(torch.tensor([98.0, 98.5, -1.0])).tolist()
+        [0.02, 0.01, 1.0]
+    """
+
+    def __init__(self, scores: Tensor, groups: Tensor | None = None, min_group: int = 20) -> None:
+        scores = torch.as_tensor(scores).detach().double().cpu()
+        if scores.ndim != 1 or len(scores) == 0:
+            raise ValueError(
+                f"scores: expected a non-empty vector of scores, got shape {tuple(scores.shape)}"
+            )
+        if scores.isnan().any():
+            raise ValueError("scores: calibration scores hold NaN")
+        if groups is not None:
+            groups = torch.as_tensor(groups).detach().long().cpu()
+            if groups.shape != scores.shape or (groups < 0).any():
+                raise ValueError("groups: expected one integer of at least 0 for each score")
+        self.min_group = min_group
+        self.scores, order = scores.sort()
+        self.groups = None if groups is None else groups[order]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def _sorted_scores(self, group: int | None) -> Tensor:
+        if group is None or self.groups is None:
+            return self.scores
+        own = self.scores[self.groups == group]
+        return own if len(own) >= self.min_group else self.scores
+
+    def p_value(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
+        """p-values (N,) in (0, 1], float64, of scores (N,); NaN counts as the largest score.
+
+        `groups` (N,) is needed exactly when the calibration is by group.
+
+        Raises:
+            ValueError: If `groups` is missing.
+        """
+        scores = torch.as_tensor(scores).detach().double().cpu()
+        scores = torch.where(scores.isnan(), torch.inf, scores)
+        if self.groups is None:
+            return _p_value(self.scores, scores)
+        if groups is None:
+            raise ValueError("groups: this calibration is by group; give the predicted classes")
+        groups = torch.as_tensor(groups).long().cpu()
+        p = torch.empty_like(scores)
+        for group in groups.unique().tolist():
+            member = groups == group
+            p[member] = _p_value(self._sorted_scores(group), scores[member])
+        return p
+
+    def threshold(self, alpha: float, group: int | None = None) -> float:
+        """The score above which `p < alpha`: an input is unknown exactly when its score is larger.
+
+        Infinite when there are too few calibration scores for any p-value below `alpha`.
+
+        Raises:
+            ValueError: If `alpha` is outside (0, 1).
+        """
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha: expected a fraction in (0, 1), got {alpha}")
+        scores = self._sorted_scores(group)
+        n = len(scores)
+        # p < alpha <=> #{>= s} < alpha (n + 1) - 1 <=> at most j scores are >= s.
+        at_most = math.ceil(alpha * (n + 1) - 1 - 1e-9) - 1
+        return math.inf if at_most < 0 else float(scores[n - 1 - at_most])
+
+    def is_unknown(self, scores: Tensor, alpha: float, groups: Tensor | None = None) -> Tensor:
+        """Whether `p < alpha`, shape (N,), bool."""
+        return self.p_value(scores, groups) < alpha - 1e-12
+
+
+def _p_value(sorted_scores: Tensor, scores: Tensor) -> Tensor:
+    n = len(sorted_scores)
+    at_least = n - torch.searchsorted(sorted_scores, scores.contiguous(), side="left")
+    return (1.0 + at_least.double()) / (n + 1.0)

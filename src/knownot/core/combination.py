@@ -1,0 +1,137 @@
+"""One score from several: conformal p-values of the parts, combined by Fisher's sum of logarithms.
+
+The parts live on different scales and fail on different inputs. Their p-values among held-out ID
+data share a scale, and a sum of `-log p` is large when one part is very sure or several are
+somewhat sure. The parts are not independent, so the sum has no textbook law: it is calibrated
+again, on out-of-fold values, to give an honest p-value in the end.
+
+Reference: Fisher, "Statistical Methods for Research Workers", 1932; cross-conformal predictors:
+Vovk, "Cross-conformal predictors", 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_TAIL = 0.1
+_KNOTS = 512
+
+
+class TailLogP(nn.Module):
+    """Smooth `-log p` of a score among ID scores, resolved beyond the largest of them.
+
+    Below the 90 % quantile it is the empirical law, interpolated; above, an exponential tail with
+    the mean excess of the ID scores, so that far inputs keep their order instead of sharing the
+    smallest p-value. Non-decreasing in the score.
+
+    Args:
+        knots: Number of quantile knots stored.
+    """
+
+    quantiles: Tensor
+    minus_log_p: Tensor
+    mean_excess: Tensor
+
+    def __init__(self, knots: int = _KNOTS) -> None:
+        super().__init__()
+        self.register_buffer("quantiles", torch.zeros(knots))
+        self.register_buffer("minus_log_p", torch.zeros(knots))
+        self.register_buffer("mean_excess", torch.ones(()))
+
+    @torch.no_grad()
+    def fit(self, scores: Tensor) -> TailLogP:
+        """Fit to held-out ID scores (n,)."""
+        ordered = scores.detach().double().cpu().sort().values
+        knots = len(self.quantiles)
+        upper = torch.linspace(1.0, _TAIL, knots, dtype=torch.float64)  # P(score >= quantile)
+        self.quantiles.copy_(torch.quantile(ordered, 1 - upper))
+        self.minus_log_p.copy_(-upper.log())
+        start = torch.quantile(ordered, 1 - _TAIL)
+        excess = ordered[ordered > start] - start
+        # Ties at the top leave no excess; the spread, or else 1, then sets the scale.
+        scale = excess.mean() if len(excess) else ordered.std(correction=0)
+        self.mean_excess.copy_(scale if scale > 0 else torch.ones(()))
+        return self
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """`-log p` (N,), at least 0, of scores (N,)."""
+        scores = scores.to(self.quantiles.dtype)
+        q, y = self.quantiles, self.minus_log_p
+        # A comparison with every knot exports to any runtime, unlike a search.
+        right = (scores.unsqueeze(-1) >= q).sum(-1).clamp(1, len(q) - 1)
+        left = right - 1
+        gap = q[right] - q[left]
+        share = ((scores - q[left]) / torch.where(gap > 0, gap, 1.0)).clamp(0.0, 1.0)
+        inside = y[left] + share * (y[right] - y[left])
+        beyond = y[-1] + (scores - q[-1]) / self.mean_excess
+        return torch.where(scores > q[-1], beyond, inside)
+
+
+class CombinedScore(nn.Module):
+    """Weighted Fisher sum `sum_i w_i * (-log p_i)` of several ood_scores.
+
+    Args:
+        parts: Names of the scores that take part.
+        weights: Weight of each, at least 0; 1 if not given.
+
+    Raises:
+        ValueError: If there is no part, or weights are negative, all 0, or of another number.
+
+    Example:
+        >>> combined = CombinedScore(["knn", "vos"]).fit(
+        ...     {"knn": torch.rand(200), "vos": torch.randn(200)}
+        ... )
+        >>> near, far = combined({"knn": torch.tensor([0.5, 9.0]), "vos": torch.tensor([0.0, 9.0])})
+        >>> bool(far > near)
+        True
+    """
+
+    weights: Tensor
+
+    def __init__(self, parts: Sequence[str], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        chosen = torch.ones(len(parts)) if weights is None else torch.as_tensor(weights).float()
+        if not parts or len(chosen) != len(parts) or (chosen < 0).any() or not chosen.any():
+            raise ValueError(
+                f"weights: expected one number of at least 0 for each of {list(parts)}, not all 0; "
+                f"got {chosen.tolist()}"
+            )
+        self.parts = list(parts)
+        self.register_buffer("weights", chosen)
+        self.log_p = nn.ModuleDict({part: TailLogP() for part in self.parts})
+
+    def fit(self, scores: Mapping[str, Tensor]) -> CombinedScore:
+        """Fit to the parts' scores (n,) of held-out ID data."""
+        for part, log_p in self.log_p.items():
+            log_p.fit(scores[part])  # type: ignore[operator]
+        return self
+
+    def forward(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Combined score (N,) of the parts' scores (N,)."""
+        terms = [self.log_p[part](scores[part]) for part in self.parts]
+        return torch.stack(terms, dim=-1) @ self.weights
+
+    @torch.no_grad()
+    def fit_and_score(self, scores: Mapping[str, Tensor], folds: int = 10) -> Tensor:
+        """Fit, and return the combined scores (n,) of the same data, each from a fit without it.
+
+        These out-of-fold scores are what `ConformalCalibration` needs: in-fold ones would be too
+        small in the tail, and new ID inputs would be called unknown too often.
+        """
+        n = len(scores[self.parts[0]])
+        out = torch.empty(n)
+        if n < 2 * folds:
+            folds = max(2, n)
+        for fold in range(min(folds, n)):
+            held_out = torch.arange(n) % folds == fold
+            if held_out.all():
+                held_out = torch.zeros(n, dtype=torch.bool)
+            self.fit({part: scores[part][~held_out] for part in self.parts})
+            out[held_out] = self({part: scores[part][held_out] for part in self.parts})
+        self.fit(scores)
+        if n == 1:
+            out = self(scores)
+        return out

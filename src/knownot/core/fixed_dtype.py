@@ -1,0 +1,38 @@
+"""Buffers that follow their module to a device but keep their own dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class FixedDtypeModule(nn.Module):
+    """A module some of whose buffers keep their dtype through `.half()`, `.bfloat16()`, `.float()`.
+
+    Running sums lose their meaning in half precision, and a mixed-precision trainer may cast the
+    whole module. On a device without float64 (Apple's MPS) such buffers are held in float32.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fixed_dtypes: dict[str, torch.dtype] = {}
+
+    def register_fixed(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
+        """Register `tensor` as a buffer whose present dtype is kept."""
+        self.register_buffer(name, tensor, persistent=persistent)
+        self._fixed_dtypes[name] = tensor.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        fixed = {name: self._buffers.pop(name) for name in self._fixed_dtypes}
+        super()._apply(fn, recurse)
+        for name, buffer in fixed.items():
+            assert buffer is not None
+            device = fn(torch.empty(0, device=buffer.device)).device
+            dtype = self._fixed_dtypes[name]
+            if dtype == torch.float64 and device.type == "mps":
+                dtype = torch.float32
+            self._buffers[name] = buffer.to(device=device, dtype=dtype)
+        return self

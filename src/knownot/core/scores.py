@@ -1,0 +1,123 @@
+"""Scores of one forward pass: one `ood_score` per row, larger meaning more out-of-distribution.
+
+`energy` and the weighted energy live in `core.energy`; `VirtualOutlierLoss.ood_score` is the score
+that VOS trains.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knownot.core.energy import at_least_float32
+from knownot.core.energy import energy as energy
+from knownot.core.gaussians import WindowGaussians
+
+
+def max_softmax(logits: Tensor) -> Tensor:
+    """`1 - max_k softmax(f)_k` (N,), in [0, 1], of logits (N, K).
+
+    Reference: Hendrycks, Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution
+    Examples in Neural Networks", ICLR 2017.
+    """
+    # The sum of the others, not one minus the largest: it keeps its digits near certainty.
+    ordered = at_least_float32(logits).softmax(dim=-1).sort(dim=-1, descending=True).values
+    return ordered[..., 1:].sum(-1)
+
+
+def mahalanobis(features: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
+    """Squared Mahalanobis distance (N,) to the nearest class mean.
+
+    Args:
+        features: Rows (N, D).
+        means: Class means (K, D).
+        whitening: `L^{-T}` (D, D) for a shared covariance `L L^T`: rows times it are whitened.
+
+    Reference: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples
+    and Adversarial Attacks", NeurIPS 2018.
+    """
+    white, white_means = features @ whitening, means @ whitening
+    distance = torch.cdist(white, white_means, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.amin(-1).square()
+
+
+def knn(features: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Cosine distance (N,), in [0, 2], to the k-th nearest row of `bank`.
+
+    Args:
+        features: Rows (N, D) of unit length.
+        bank: Training rows (M, D) of unit length.
+        k: Which neighbour, from 1; the farthest if the bank is smaller.
+
+    Reference: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
+    """
+    if k < 1 or len(bank) == 0:
+        raise ValueError(
+            f"knn: expected k of at least 1 and a non-empty bank, got {k}, {len(bank)}"
+        )
+    similarity = features @ bank.T
+    return 1 - similarity.topk(min(k, len(bank)), dim=-1).values[..., -1]
+
+
+class FeatureScores(nn.Module):
+    """Mahalanobis and nearest-neighbour scores against the training features of a backbone.
+
+    Features are scaled to unit length first, for both scores: for the Mahalanobis distance this
+    removes the spread of feature norms that a Gaussian cannot describe.
+
+    Args:
+        num_classes: Number of classes K.
+        feature_dim: Feature width D.
+        bank_size: Number of rows M that the bank keeps.
+        k: Neighbour of the `knn` score.
+
+    Reference: Mueller, Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization",
+    ICML 2025; Sun et al., ICML 2022.
+    """
+
+    means: Tensor
+    whitening: Tensor
+    bank: Tensor
+
+    def __init__(self, num_classes: int, feature_dim: int, bank_size: int, k: int = 10) -> None:
+        super().__init__()
+        self.k = k
+        self.register_buffer("means", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("whitening", torch.eye(feature_dim))
+        self.register_buffer("bank", torch.zeros(bank_size, feature_dim))
+
+    @classmethod
+    def fit(
+        cls,
+        features: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        k: int = 10,
+        max_bank: int = 20_000,
+        generator: torch.Generator | None = None,
+    ) -> FeatureScores:
+        """Fit on training features (N, D) with labels (N,).
+
+        Beyond `max_bank` rows a random subset serves as the bank.
+        """
+        unit = F.normalize(at_least_float32(features).float(), dim=1)
+        keep = torch.randperm(len(unit), generator=generator)[:max_bank].sort().values
+        fitted = cls(num_classes, features.shape[1], len(keep), k)
+        longest = int(torch.bincount(labels, minlength=num_classes).max())
+        gaussians = WindowGaussians(num_classes, features.shape[1], queue_size=longest)
+        gaussians.update(unit, labels)
+        fitted.means.copy_(gaussians.means)
+        eye = torch.eye(features.shape[1], dtype=torch.float64)
+        inverse = torch.linalg.solve_triangular(gaussians.cholesky(), eye, upper=False)
+        fitted.whitening.copy_(inverse.T)
+        fitted.bank.copy_(unit[keep])
+        return fitted
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Scores `{"mahalanobis": (N,), "knn": (N,)}` of features (N, D)."""
+        unit = F.normalize(at_least_float32(features), dim=-1).to(self.bank.dtype)
+        return {
+            "mahalanobis": mahalanobis(unit, self.means, self.whitening),
+            "knn": knn(unit, self.bank, self.k),
+        }

@@ -1,0 +1,254 @@
+"""`VirtualOutlierLoss`: the uncertainty loss of VOS as one module for any training loop.
+
+Reference: Du et al., "VOS: Learning What You Don't Know by Virtual Outlier Synthesis", ICLR 2022,
+equations 1 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knownot.core import chi_square
+from knownot.core.chi_square import ChiSquareTail
+from knownot.core.energy import weighted_energy
+from knownot.core.gaussians import (
+    ClassGaussians,
+    Shrinkage,
+    StreamingGaussians,
+    WindowGaussians,
+)
+from knownot.core.outliers import sample_virtual_outliers
+from knownot.core.phi import PhiName, make_phi
+
+# softplus of this is 1: the weighted energy starts as the plain one.
+_INITIAL_RAW_WEIGHT = 0.5413248546129181
+
+
+def uncertainty_loss(
+    id_logits: Tensor,
+    outlier_logits: Tensor,
+    id_weights: Tensor | None = None,
+    outlier_weights: Tensor | None = None,
+) -> Tensor:
+    """Binary cross-entropy of phi(-E): in-distribution rows are class 1, virtual outliers class 0.
+
+    Args:
+        id_logits: phi of the in-distribution rows (N,).
+        outlier_logits: phi of the virtual outliers (M,).
+        id_weights: Weight of each in-distribution row (N,), 1 if not given.
+        outlier_weights: Weight of each outlier (M,), 1 if not given.
+
+    Returns:
+        Weighted mean over all rows, scalar; 0 if all weights are 0.
+
+    Reference:
+        Du et al., ICLR 2022, equation 6, averaged over all rows together as the authors' code does.
+    """
+    logits = torch.cat([id_logits, outlier_logits])
+    target = torch.cat([torch.ones_like(id_logits), torch.zeros_like(outlier_logits)])
+    if id_weights is None and outlier_weights is None:
+        return F.binary_cross_entropy_with_logits(logits, target)
+    ones_id = torch.ones_like(id_logits) if id_weights is None else id_weights
+    ones_out = torch.ones_like(outlier_logits) if outlier_weights is None else outlier_weights
+    weights = torch.cat([ones_id, ones_out])
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
+
+
+class VirtualOutlierLoss(nn.Module):
+    """Uncertainty loss on the energy gap between features and virtual outliers.
+
+    Call it beside the task loss in every training step. It remembers the features, draws virtual
+    outliers from the tails of their class Gaussians, sends them through `head` and returns
+    `weight` times the uncertainty loss; gradients reach the head through both terms and whatever
+    made the features through the logits.
+
+    The module refers to `head` without owning it: `parameters()` are the energy weights and phi
+    alone. Give them to an optimiser group of their own, without weight decay.
+
+    Args:
+        head: Last layer of the model, maps features (M, D) to logits (M, C).
+        num_classes: Number of classes K.
+        feature_dim: Feature width D.
+        weight: beta of the paper, the factor before the loss.
+        start_step: Training calls before the loss starts; until then it is exactly 0, while the
+            windows already fill.
+        queue_size: Window length Q per class.
+        draws_per_class: n of the paper; 1/n is the probability of the tail.
+        outliers_per_class: t of the paper.
+        tail_probability: Sets the tail directly, instead of `draws_per_class`.
+        radius_ratio: Stretches the radii so that the median outlier lies at this multiple of the
+            median data radius; by default the exact law decides (`self.radius_ratio` tells).
+        phi: "monotone" (default), "monotone-mlp", or the paper's "free" and "free-mlp".
+        gaussians: "window" (exact, the paper's), "streaming" (exponential forgetting, small), or
+            an instance of `ClassGaussians`.
+        shrinkage: "oas" or "fixed", see `ClassGaussians`.
+        min_count: Features a class must have shown before outliers are drawn around it. The shared
+            covariance uses the features of all classes.
+        background_index: Column of the logits that takes no part in the energy (a detector's
+            background class), or None.
+        generator: Source of randomness for the outliers, on the device of the features.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+
+    Example:
+        >>> model, head = nn.Linear(5, 4), nn.Linear(4, 3)
+        >>> vos = VirtualOutlierLoss(head=head, num_classes=3, feature_dim=4)
+        >>> features = model(torch.randn(32, 5))
+        >>> logits, labels = head(features), torch.arange(32) % 3
+        >>> loss = F.cross_entropy(logits, labels) + vos(features, logits, labels)
+        >>> loss.backward()
+        >>> vos.ood_score(logits).shape
+        torch.Size([32])
+    """
+
+    def __init__(
+        self,
+        head: Callable[[Tensor], Tensor],
+        num_classes: int,
+        feature_dim: int,
+        *,
+        weight: float = 0.1,
+        start_step: int = 0,
+        queue_size: int = 1000,
+        draws_per_class: float = 10_000.0,
+        outliers_per_class: int = 1,
+        tail_probability: float | None = None,
+        radius_ratio: float | None = None,
+        phi: PhiName = "monotone",
+        gaussians: Literal["window", "streaming"] | ClassGaussians = "window",
+        shrinkage: Shrinkage = "oas",
+        min_count: int = 2,
+        background_index: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(head):
+            raise ValueError(f"head: expected a module or function, got {type(head).__name__}")
+        if tail_probability is not None:
+            if not 0 < tail_probability < 1:
+                raise ValueError(
+                    f"tail_probability: expected a fraction in (0, 1), got {tail_probability}"
+                )
+            draws_per_class = 1 / tail_probability
+        for name, value, least in (
+            ("weight", weight, 0),
+            ("start_step", start_step, 0),
+            ("outliers_per_class", outliers_per_class, 1),
+            ("draws_per_class", draws_per_class, outliers_per_class),
+            ("min_count", min_count, 1),
+        ):
+            if not value >= least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if isinstance(gaussians, str):
+            kinds = {"window": WindowGaussians, "streaming": StreamingGaussians}
+            if gaussians not in kinds:
+                raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
+            gaussians = kinds[gaussians](num_classes, feature_dim, queue_size, shrinkage)
+        self._head = (head,)  # in a tuple, so that nn.Module does not register it
+        self.num_classes = num_classes
+        self.feature_dim = feature_dim
+        self.weight = weight
+        self.start_step = start_step
+        self.draws_per_class = float(draws_per_class)
+        self.outliers_per_class = outliers_per_class
+        self.min_count = min_count
+        self.background_index = background_index
+        self.generator = generator
+        self.steps = 0
+        self.gaussians = gaussians
+        self.tail = ChiSquareTail(feature_dim)
+        self.phi = make_phi(phi)
+        self.raw_energy_weights = nn.Parameter(torch.full((num_classes,), _INITIAL_RAW_WEIGHT))
+        exact_ratio = chi_square.radius_ratio(feature_dim, self.draws_per_class)
+        self.radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
+        self.radius_ratio = exact_ratio * self.radius_scale
+
+    @property
+    def energy_weights(self) -> Tensor:
+        """Class weights `w_k > 0` of the weighted energy, shape (K,)."""
+        return F.softplus(self.raw_energy_weights)
+
+    @property
+    def started(self) -> bool:
+        """Whether the next training call may return a loss that is not 0."""
+        return self.steps >= self.start_step
+
+    def ready(self) -> Tensor:
+        """Which classes have shown `min_count` features, shape (K,), bool."""
+        return self.gaussians.counts >= self.min_count
+
+    def energy(self, logits: Tensor) -> Tensor:
+        """Weighted energy (N,) of logits (N, C), background left out; float32 or float64."""
+        if self.background_index is not None:
+            columns = [c for c in range(logits.shape[-1]) if c != self.background_index]
+            logits = logits[..., columns]
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"logits: expected {self.num_classes} class columns, got {logits.shape[-1]}"
+            )
+        return weighted_energy(logits, self.energy_weights.log())
+
+    def ood_score(self, logits: Tensor) -> Tensor:
+        """`-phi(-E)`: logit of being out-of-distribution, shape (N,); larger means more so.
+
+        `sigmoid(-ood_score)` is the paper's p(ID | x), equation 8.
+        """
+        score: Tensor = -self.phi(-self.energy(logits))
+        return score
+
+    @torch.no_grad()
+    def sample_outliers(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw virtual outliers (K * t, D) from the Gaussians as they are, class by class."""
+        factor = self.gaussians.cholesky()
+        dtype = torch.float32
+        outliers = sample_virtual_outliers(
+            self.gaussians.means.to(dtype),
+            factor.to(dtype),
+            self.tail,
+            draws_per_class=self.draws_per_class,
+            outliers_per_class=self.outliers_per_class,
+            radius_scale=self.radius_scale,
+            generator=generator if generator is not None else self.generator,
+        )
+        return outliers.flatten(0, 1)
+
+    def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Remember the features and return `weight` times the uncertainty loss.
+
+        Args:
+            features: Penultimate features (N, D), any floating dtype.
+            logits: Their logits (N, C), attached to the graph.
+            labels: Class indices (N,), integers; rows outside [0, K) take no part.
+
+        Returns:
+            Scalar loss, float32 or float64; 0 before `start_step`, without a ready class, and
+            for an empty batch. In evaluation mode nothing is remembered.
+        """
+        if self.training:
+            self.gaussians.update(features, labels)
+            self.steps += 1
+            if self.steps <= self.start_step:
+                return logits.new_zeros((), dtype=torch.float32)
+        outliers = self.sample_outliers().to(features.dtype)
+        outlier_logits = self._head[0](outliers)
+        ready = self.ready()
+        in_range = (labels >= 0) & (labels < self.num_classes)
+        some_ready = ready.any()
+        id_phi = self.phi(-self.energy(logits))
+        outlier_phi = self.phi(-self.energy(outlier_logits))
+        id_weights = (in_range & some_ready).to(id_phi.dtype)
+        outlier_weights = ready.repeat_interleave(self.outliers_per_class).to(id_phi.dtype)
+        return self.weight * uncertainty_loss(id_phi, outlier_phi, id_weights, outlier_weights)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)

@@ -1,0 +1,38 @@
+"""Every error that knownot raises on purpose.
+
+    KnownotError
+    ├── DataError        a folder, a photo or a label is not usable; names the file and the remedy
+    ├── ConfigError      a setting is unknown, out of range or contradicts another
+    ├── ModelFileError   a model folder is incomplete, damaged or not to be trusted
+    ├── TrainingError    training cannot go on (for example a loss that is not finite)
+    └── MissingExtraError  an optional dependency is needed; names the pip command
+
+Functions of `knownot.core` raise plain `ValueError` for arguments out of range.
+"""
+
+
+class KnownotError(Exception):
+    """Base of all errors that knownot raises on purpose; its text is meant for the user."""
+
+
+class DataError(KnownotError):
+    """A folder, photo or label cannot be used."""
+
+
+class ConfigError(KnownotError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class ModelFileError(KnownotError):
+    """A model folder is incomplete, damaged or not to be trusted."""
+
+
+class TrainingError(KnownotError):
+    """Training cannot go on."""
+
+
+class MissingExtraError(KnownotError):
+    """An optional dependency is missing."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'knownot[{extra}]'")
