@@ -75,7 +75,7 @@ class ConformalCalibration:
             raise ValueError("groups: this calibration is by group; give the predicted classes")
         groups = torch.as_tensor(groups).long().cpu()
         p = torch.empty_like(scores)
-        for group in groups.unique().tolist():
+        for group in sorted(set(groups.tolist())):
             member = groups == group
             p[member] = _p_value(self._sorted_scores(group), scores[member])
         return p

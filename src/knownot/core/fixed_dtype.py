@@ -27,7 +27,7 @@ class FixedDtypeModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         fixed = {name: self._buffers.pop(name) for name in self._fixed_dtypes}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in fixed.items():
             assert buffer is not None
             device = fn(torch.empty(0, device=buffer.device)).device

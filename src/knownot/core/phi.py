@@ -59,7 +59,9 @@ class MonotoneMLP(nn.Module):
         """Map negative energies (N,) to logits (N,)."""
         hidden = F.softplus(self.raw_in) * negative_energy.unsqueeze(-1) - self.thresholds
         hidden = self.mirror * F.relu(self.mirror * hidden)
-        return self.linear(negative_energy) + hidden @ F.softplus(self.raw_out)
+        bend: Tensor = hidden @ F.softplus(self.raw_out)
+        straight: Tensor = self.linear(negative_energy)
+        return straight + bend
 
 
 class _Free(nn.Module):

@@ -147,7 +147,10 @@ class VirtualOutlierLoss(nn.Module):
             if not value >= least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         if isinstance(gaussians, str):
-            kinds = {"window": WindowGaussians, "streaming": StreamingGaussians}
+            kinds: dict[str, type[WindowGaussians] | type[StreamingGaussians]] = {
+                "window": WindowGaussians,
+                "streaming": StreamingGaussians,
+            }
             if gaussians not in kinds:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = kinds[gaussians](num_classes, feature_dim, queue_size, shrinkage)
@@ -162,7 +165,7 @@ class VirtualOutlierLoss(nn.Module):
         self.background_index = background_index
         self.generator = generator
         self.steps = 0
-        self.gaussians = gaussians
+        self.gaussians: ClassGaussians = gaussians
         self.tail = ChiSquareTail(feature_dim)
         self.phi = make_phi(phi)
         self.raw_energy_weights = nn.Parameter(torch.full((num_classes,), _INITIAL_RAW_WEIGHT))
