@@ -1,0 +1,1 @@
+"""The `knownot` command: parse, call the library, print."""

@@ -1,0 +1,1 @@
+"""Reading photos: one file, and folders of labelled ones."""

@@ -1,0 +1,221 @@
+"""Folders of labelled photos: find classes and splits, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from knownot.data.photo import is_photo_name
+from knownot.errors import DataError
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """Photos with labels.
+
+    Attributes:
+        paths: Files.
+        labels: Index into `classes` of each file; empty for photos without labels.
+        classes: Class names in order.
+    """
+
+    paths: list[Path]
+    labels: list[int] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def counts(self) -> dict[str, int]:
+        """Number of photos of each class."""
+        return {name: self.labels.count(index) for index, name in enumerate(self.classes)}
+
+    def subset(self, indices: Iterable[int]) -> PhotoSet:
+        """The photos at `indices`."""
+        chosen = list(indices)
+        labels = [self.labels[i] for i in chosen] if self.labels else []
+        return PhotoSet([self.paths[i] for i in chosen], labels, self.classes)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation photos, with what a user should know about them."""
+
+    train: PhotoSet
+    val: PhotoSet
+    warnings: list[str]
+
+
+def list_photos(root: str | Path) -> list[Path]:
+    """All photos below a folder, sorted; hidden files and folders are left out.
+
+    Raises:
+        DataError: If the folder is missing or holds no photo.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file; expected a folder of photos")
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [Path(folder, name) for name in names if is_photo_name(Path(name))]
+    if not found:
+        raise DataError(f"{root}: holds no photo (looked for .jpg, .png, .webp and the like)")
+    return sorted(found)
+
+
+def read_labelled(root: str | Path, classes: Sequence[str] | None = None) -> PhotoSet:
+    """Read `root/<class>/**/*.jpg`.
+
+    Args:
+        root: Folder with one sub-folder for each class.
+        classes: Class names expected; by default the sub-folders, sorted.
+
+    Raises:
+        DataError: If there is no class folder or no photo, or a class folder is not in `classes`.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file; expected a folder with one sub-folder for each class")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise DataError(
+            f"{root}: has no sub-folders; expected {root}/<class name>/<photos> for each class"
+        )
+    names = list(classes) if classes is not None else [p.name for p in folders]
+    strange = [p.name for p in folders if p.name not in names]
+    if strange:
+        raise DataError(
+            f"{root}: class folder(s) {', '.join(strange)} are not among the classes "
+            f"{', '.join(names)}; rename or remove them"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        try:
+            photos = list_photos(folder)
+        except DataError:
+            if classes is None:
+                raise DataError(
+                    f"{folder}: class folder without a photo; add photos or remove the folder"
+                ) from None
+            continue
+        paths += photos
+        labels += [names.index(folder.name)] * len(photos)
+    if not paths:
+        raise DataError(f"{root}: holds no photo")
+    return PhotoSet(paths, labels, names)
+
+
+def find_split(root: Path, split: str) -> Path | None:
+    """The sub-folder of `root` that holds a split ("train", "val" or "test"), or None."""
+    for name in _SPLIT_NAMES[split]:
+        folder = root / name
+        if folder.is_dir() and any(p.is_dir() for p in folder.iterdir()):
+            return folder
+    return None
+
+
+def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> Splits:
+    """Training and validation photos of `root`.
+
+    `root` holds `train/<class>/` and, if there is one, `val/<class>/`; or `<class>/` itself. Without
+    a validation folder a stratified share of the training photos is set aside.
+
+    Raises:
+        DataError: If fewer than two classes are found, or a class is called "unknown".
+    """
+    root = Path(root)
+    notes: list[str] = []
+    train_folder = find_split(root, "train") if root.is_dir() else None
+    train = read_labelled(train_folder or root)
+    _check_classes(train, train_folder or root)
+    val_folder = find_split(root, "val") if train_folder else None
+    if val_folder:
+        val = read_labelled(val_folder, train.classes)
+    else:
+        train, val = _hold_out(train, val_fraction, seed)
+        notes.append(
+            f"no val/ folder: {len(val)} of {len(train) + len(val)} training photos are set aside "
+            "for calibration"
+        )
+    for name, count in train.counts().items():
+        if count < 10:
+            notes.append(f"class {name!r} has only {count} training photo(s); expect little of it")
+    for name, count in val.counts().items():
+        if count == 0:
+            notes.append(f"class {name!r} has no validation photo; it is not calibrated")
+    if len(val) < 100:
+        notes.append(
+            f"only {len(val)} validation photos: p-values cannot go below {1 / (len(val) + 1):.3f} "
+            "and the threshold is uncertain"
+        )
+    twins = shared_photos({"train": train.paths, "val": val.paths})
+    if twins:
+        shown = "; ".join(" = ".join(str(p) for p in same) for same in twins[:3])
+        notes.append(f"{len(twins)} photo(s) stand in both train and val, for example {shown}")
+    return Splits(train, val, notes)
+
+
+def shared_photos(splits: dict[str, list[Path]]) -> list[tuple[Path, ...]]:
+    """Photos whose bytes stand in more than one split, as tuples of their paths."""
+    by_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    for split, paths in splits.items():
+        for path in paths:
+            by_size[path.stat().st_size].append((split, path))
+    twins = []
+    for same_size in by_size.values():
+        if len({split for split, _ in same_size}) < 2:
+            continue
+        by_content: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
+        for split, path in same_size:
+            by_content[hashlib.sha256(path.read_bytes()).digest()].append((split, path))
+        twins += [
+            tuple(path for _, path in same)
+            for same in by_content.values()
+            if len({split for split, _ in same}) > 1
+        ]
+    return twins
+
+
+def _check_classes(photos: PhotoSet, root: Path) -> None:
+    if len(photos.classes) < 2:
+        raise DataError(
+            f"{root}: found one class only ({photos.classes[0]}); a classifier needs at least two "
+            "sub-folders with photos"
+        )
+    if "unknown" in photos.classes:
+        raise DataError(
+            f"{root / 'unknown'}: a class cannot be called 'unknown', which is the answer for what "
+            "was never shown; rename the folder (unknown photos are not needed for training)"
+        )
+
+
+def _hold_out(photos: PhotoSet, fraction: float, seed: int) -> tuple[PhotoSet, PhotoSet]:
+    from sklearn.model_selection import train_test_split
+
+    lone = {i for i in range(len(photos.classes)) if photos.labels.count(i) < 2}
+    splittable = [i for i, label in enumerate(photos.labels) if label not in lone]
+    stays = [i for i, label in enumerate(photos.labels) if label in lone]
+    labels = [photos.labels[i] for i in splittable]
+    if len(splittable) < 2:
+        raise DataError(
+            "every class has a single photo: nothing can be set aside for calibration; add photos"
+        )
+    size = max(round(fraction * len(splittable)), len(set(labels)))
+    kept, held = train_test_split(splittable, test_size=size, stratify=labels, random_state=seed)
+    return photos.subset(sorted(kept + stays)), photos.subset(sorted(held))

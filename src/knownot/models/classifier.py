@@ -1,0 +1,378 @@
+"""`UnknownAwareClassifier`: backbone, bottleneck, head and every score of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from knownot.core.calibration import ConformalCalibration
+from knownot.core.combination import CombinedScore
+from knownot.core.energy import energy
+from knownot.core.gaussians import Shrinkage
+from knownot.core.phi import PhiName
+from knownot.core.scores import FeatureScores, max_softmax
+from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.data.photo import to_rgb
+from knownot.data.reading import read_batches
+from knownot.errors import ConfigError, DataError, ModelFileError
+from knownot.models.prediction import Prediction
+from knownot.models.preprocessing import Preprocessing
+
+UNKNOWN = "unknown"
+COMBINED = "combined"
+# The parts of the default score: what the method trains, and what the features give for free.
+COMBINED_PARTS = ("vos", "mahalanobis", "knn")
+# Small batches keep the activations of one photo in the cache; on CPUs larger ones are slower.
+CPU_BATCH, GPU_BATCH = 8, 64
+
+
+class VosSettings(BaseModel):
+    """Settings of the virtual outlier loss, as in `VirtualOutlierLoss`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(0.1, ge=0)
+    queue_size: int = Field(1000, ge=1)
+    draws_per_class: float = Field(10_000.0, ge=1)
+    outliers_per_class: int = Field(1, ge=1)
+    tail_probability: float | None = Field(None, gt=0, lt=1)
+    radius_ratio: float | None = Field(None, gt=0)
+    phi: PhiName = "monotone"
+    gaussians: Literal["window", "streaming"] = "window"
+    shrinkage: Shrinkage = "oas"
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """Result of a forward pass.
+
+    Attributes:
+        logits: Class logits (N, K).
+        features: Penultimate features, which the head reads (N, D).
+        backbone_features: Features before the bottleneck (N, B).
+    """
+
+    logits: Tensor
+    features: Tensor
+    backbone_features: Tensor
+
+
+class UnitLength(nn.Module):
+    """Scale every row to length 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rows (N, D) to rows of length 1 (N, D)."""
+        return F.normalize(features, dim=-1)
+
+
+class UnknownAwareClassifier(nn.Module):
+    """An image classifier that gives, beside the class, how far the photo is from what it knows.
+
+    Args:
+        backbone: Any module that maps normalised images (N, 3, S, S) to features (N, B).
+        backbone_dim: Feature width B.
+        classes: Class names, at least two.
+        preprocessing: How photos become pixels.
+        bottleneck: Width D of the layer between backbone and head, or None for the backbone's
+            features themselves. Virtual outliers need a narrow layer, see `radius_ratio`.
+        vos: Settings of the loss.
+        architecture: timm name to rebuild the backbone from, or "custom".
+        alpha: Share of in-distribution photos that may be called unknown.
+
+    Raises:
+        ConfigError: If there are fewer than two classes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        backbone_dim: int,
+        classes: Sequence[str],
+        preprocessing: Preprocessing | None = None,
+        *,
+        bottleneck: int | None = 64,
+        vos: VosSettings | None = None,
+        architecture: str = "custom",
+        alpha: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if len(classes) < 2:
+            raise ConfigError(f"classes: expected at least two, got {list(classes)}")
+        self.backbone = backbone
+        self.backbone_dim = backbone_dim
+        self.classes = list(classes)
+        self.preprocessing = preprocessing or Preprocessing()
+        self.bottleneck = bottleneck
+        self.vos_settings = vos or VosSettings()
+        self.architecture = architecture
+        self.alpha = alpha
+        self.classwise = False
+        self.default_score = COMBINED
+        # Unit length and unit variance: features of any backbone arrive at the same scale.
+        self.neck: nn.Module = (
+            nn.Identity()
+            if bottleneck is None
+            else nn.Sequential(
+                UnitLength(),
+                nn.BatchNorm1d(backbone_dim, affine=False),
+                nn.Linear(backbone_dim, bottleneck),
+                nn.ReLU(),
+            )
+        )
+        width = backbone_dim if bottleneck is None else bottleneck
+        self.head = nn.Linear(width, len(self.classes))
+        self.vos = VirtualOutlierLoss(
+            head=self.head,
+            num_classes=len(self.classes),
+            feature_dim=width,
+            **self.vos_settings.model_dump(),
+        )
+        self.feature_scores: FeatureScores | None = None
+        self.combined: CombinedScore | None = None
+        self.calibrations: dict[str, ConformalCalibration] = {}
+        self.register_buffer(
+            "mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """Features (N, B) of photos (N, 3, S, S), uint8 or floats in [0, 255]."""
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        features: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        return features
+
+    def classify(self, backbone_features: Tensor) -> ClassifierOutput:
+        """Bottleneck and head on backbone features (N, B)."""
+        features = self.neck(backbone_features)
+        return ClassifierOutput(self.head(features), features, backbone_features)
+
+    def forward(self, images: Tensor) -> ClassifierOutput:
+        """Photos (N, 3, S, S), uint8 or floats in [0, 255], to logits and features."""
+        return self.classify(self.backbone_features(images))
+
+    def scores(self, output: ClassifierOutput) -> dict[str, Tensor]:
+        """Every ood_score (N,) of a forward pass, by name; larger means more out-of-distribution.
+
+        "mahalanobis" and "knn" need `fit_scores`, "combined" needs `calibrate`.
+        """
+        scores = {
+            "energy": energy(output.logits),
+            "vos": self.vos.ood_score(output.logits),
+            "msp": max_softmax(output.logits),
+        }
+        if self.feature_scores is not None:
+            scores |= self.feature_scores(output.backbone_features)
+        if self.combined is not None:
+            scores[COMBINED] = self.combined(scores)
+        return scores
+
+    @torch.no_grad()
+    def fit_scores(self, backbone_features: Tensor, labels: Tensor, k: int = 10) -> None:
+        """Fit the feature scores to training features (N, B) with labels (N,)."""
+        generator = torch.Generator().manual_seed(0)
+        self.feature_scores = FeatureScores.fit(
+            backbone_features.cpu(), labels.cpu(), len(self.classes), k=k, generator=generator
+        ).to(self.device)
+
+    @torch.no_grad()
+    def calibrate(self, backbone_features: Tensor, classwise: bool = False) -> None:
+        """Calibrate every score on held-out in-distribution features (n, B).
+
+        Args:
+            backbone_features: Features that nothing was trained on.
+            classwise: One calibration for each predicted class instead of one for all.
+        """
+        self.eval()
+        self.combined = None
+        output = self.classify(backbone_features.to(self.device))
+        scores = {name: score.cpu() for name, score in self.scores(output).items()}
+        combined = CombinedScore([part for part in COMBINED_PARTS if part in scores])
+        scores[COMBINED] = combined.fit_and_score(scores)
+        self.combined = combined.to(self.device)
+        self.classwise = classwise
+        groups = output.logits.argmax(1).cpu() if classwise else None
+        self.calibrations = {
+            name: ConformalCalibration(score, groups) for name, score in scores.items()
+        }
+
+    def threshold(self, alpha: float | None = None, score: str | None = None) -> float:
+        """The score above which a photo is unknown (of the pooled calibration)."""
+        return self._calibration(score or self.default_score).threshold(alpha or self.alpha)
+
+    def _calibration(self, score: str) -> ConformalCalibration:
+        if not self.calibrations:
+            raise ModelFileError("the model is not calibrated; call calibrate() or train it anew")
+        if score not in self.calibrations:
+            raise ConfigError(
+                f"score: expected one of {', '.join(self.calibrations)}, got {score!r}"
+            )
+        return self.calibrations[score]
+
+    def p_values(
+        self, output: ClassifierOutput, scores: Mapping[str, Tensor], score: str
+    ) -> Tensor:
+        """p-values (N,), float64, of one score of a forward pass."""
+        groups = output.logits.argmax(1) if self.classwise else None
+        return self._calibration(score).p_value(scores[score], groups)
+
+    def predict(
+        self,
+        photos: Any,
+        *,
+        alpha: float | None = None,
+        score: str | None = None,
+        batch_size: int | None = None,
+    ) -> list[Prediction]:
+        """Answers for photos.
+
+        Args:
+            photos: One or several of: a path, a Pillow image, an array (H, W), (H, W, 3) or
+                (H, W, 4) of uint8, a tensor (3, H, W) of uint8 or of floats in [0, 1].
+            alpha: Share of in-distribution photos that may be called unknown; the model's own if
+                not given.
+            score: Name of the score that decides; the model's default if not given.
+            batch_size: Photos sent through the model together.
+
+        Returns:
+            One `Prediction` for each photo, in order. A photo that cannot be read has `error` set.
+
+        Raises:
+            DataError: If an object is none of the above kinds.
+        """
+        if isinstance(photos, (str, Path)) or not isinstance(photos, Sequence):
+            photos = list(photos) if isinstance(photos, Iterator) else [photos]
+        return list(self.predict_iter(photos, alpha=alpha, score=score, batch_size=batch_size))
+
+    def predict_iter(
+        self,
+        photos: Sequence[Any],
+        *,
+        alpha: float | None = None,
+        score: str | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Like `predict`, one answer after another in bounded memory."""
+        score = score or self.default_score
+        calibration = self._calibration(score)
+        alpha = self.alpha if alpha is None else alpha
+        if not 0 < alpha < 1:
+            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
+        del calibration
+        done = 0
+        skipped: dict[Any, str] = {}
+        batches = read_batches(
+            [_Item(i, photo) for i, photo in enumerate(photos)],
+            lambda item: self._pixels(item.photo),
+            batch_size or self.batch_size,
+            skipped,
+        )
+        was_training = self.training
+        self.eval()
+        try:
+            for indices, images in batches:
+                answers = self._answer(images, alpha, score)
+                for index, answer in zip(indices, answers, strict=True):
+                    yield from self._failures(skipped, photos, done, index)
+                    yield _with_path(answer, photos[index])
+                    done = index + 1
+            yield from self._failures(skipped, photos, done, len(photos))
+        finally:
+            self.train(was_training)
+
+    @property
+    def batch_size(self) -> int:
+        """Photos sent through the backbone together, by device."""
+        return CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
+
+    @torch.no_grad()
+    def _answer(self, images: Tensor, alpha: float, score: str) -> list[Prediction]:
+        output = self(images.to(self.device))
+        scores = self.scores(output)
+        p_values = self.p_values(output, scores, score)
+        confidence, index = output.logits.float().softmax(1).max(1)
+        return [
+            Prediction(
+                label=UNKNOWN if p < alpha - 1e-12 else self.classes[k],
+                is_unknown=p < alpha - 1e-12,
+                ood_score=float(scores[score][row]),
+                p_value=p,
+                nearest_class=self.classes[k],
+                confidence=float(confidence[row]),
+                scores={name: float(values[row]) for name, values in scores.items()},
+            )
+            for row, (p, k) in enumerate(zip(p_values.tolist(), index.tolist(), strict=True))
+        ]
+
+    def _pixels(self, photo: Any) -> Tensor:
+        if isinstance(photo, (str, Path)):
+            return self.preprocessing.read(Path(photo))
+        return self.preprocessing.from_pil(_to_pil(photo))
+
+    @staticmethod
+    def _failures(
+        skipped: dict[Any, str], photos: Sequence[Any], start: int, stop: int
+    ) -> Iterator[Prediction]:
+        errors = {item.index: reason for item, reason in skipped.items()}
+        nan = float("nan")
+        for index in range(start, stop):
+            if index in errors:
+                failed = Prediction("", False, nan, nan, error=errors[index])
+                yield _with_path(failed, photos[index])
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """A photo to predict; told apart by identity, since arrays do not hash."""
+
+    index: int
+    photo: Any
+
+
+def _with_path(prediction: Prediction, photo: Any) -> Prediction:
+    if not isinstance(photo, (str, Path)):
+        return prediction
+    from dataclasses import replace
+
+    return replace(prediction, path=str(photo))
+
+
+def _to_pil(photo: Any) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(photo, Image.Image):
+        return to_rgb(photo)
+    if isinstance(photo, Tensor):
+        if photo.ndim != 3 or photo.shape[0] not in (1, 3):
+            raise DataError(f"tensor: expected shape (3, H, W), got {tuple(photo.shape)}")
+        pixels = photo.detach().cpu()
+        if pixels.is_floating_point():
+            pixels = (pixels.clamp(0, 1) * 255).round()
+        photo = pixels.to(torch.uint8).permute(1, 2, 0).numpy().squeeze()
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
+            raise DataError(
+                f"array: expected uint8 of shape (H, W) or (H, W, 3), got {photo.dtype} "
+                f"{photo.shape}"
+            )
+        return to_rgb(Image.fromarray(photo))
+    raise DataError(
+        f"photo: expected a path, Pillow image, array or tensor, got {type(photo).__name__}"
+    )

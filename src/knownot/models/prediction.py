@@ -1,0 +1,41 @@
+"""What a model answers for one photo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answer for one photo.
+
+    Attributes:
+        label: Class name, or "unknown" if `is_unknown`; empty if the photo could not be read.
+        is_unknown: Whether `p_value < alpha`.
+        ood_score: Default score; larger means more out-of-distribution.
+        p_value: Share of in-distribution photos that look at least as strange, in (0, 1].
+        nearest_class: Most likely class, also for an unknown photo.
+        confidence: Softmax probability of `nearest_class`, in [0, 1].
+        scores: Every score by name, larger meaning more out-of-distribution.
+        path: File of the photo, if it came from one.
+        error: Why the photo could not be read, or None.
+    """
+
+    label: str
+    is_unknown: bool
+    ood_score: float
+    p_value: float
+    nearest_class: str = ""
+    confidence: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+    path: str | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON; numbers that do not exist (a photo with an error) are None."""
+        data = asdict(self)
+        if self.error is not None:
+            for name in ("is_unknown", "ood_score", "p_value", "confidence"):
+                data[name] = None
+        return data

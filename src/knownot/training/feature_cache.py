@@ -1,0 +1,157 @@
+"""Backbone features of photos, computed once and kept on disk in small, atomic pieces.
+
+A piece holds the features of 256 consecutive photos under a key made of everything they depend on:
+the backbone's weights, the preprocessing, and path, size and change time of every photo. A changed
+photo or backbone therefore never meets an old feature, and an interrupted run loses at most a piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from knownot.data.reading import read_batches
+from knownot.models.classifier import UnknownAwareClassifier
+
+_PIECE = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the photos that could be read.
+
+    Attributes:
+        rows: Backbone features (M, B), float32.
+        indices: Which of the asked-for photos each row belongs to (M,), int64, ascending.
+        skipped: Path and reason of every photo that could not be read.
+    """
+
+    rows: Tensor
+    indices: Tensor
+    skipped: dict[Path, str]
+
+
+def default_cache() -> Path:
+    """`$KNOWNOT_CACHE`, else `~/.cache/knownot`."""
+    named = os.environ.get("KNOWNOT_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "knownot"
+
+
+@torch.no_grad()
+def extract_features(
+    model: UnknownAwareClassifier,
+    paths: Sequence[Path],
+    cache: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Backbone features of photos, in evaluation mode.
+
+    Args:
+        model: Whose backbone, preprocessing and device are used.
+        paths: Photos, in the order wanted.
+        cache: Folder of pieces to read and write, or None to keep nothing.
+        progress: Called with the number of photos done since the last call.
+
+    Returns:
+        Features of all readable photos; unreadable ones are listed, not fatal.
+    """
+    was_training = model.training
+    model.eval()
+    fingerprint = _fingerprint(model) if cache is not None else b""
+    rows, indices, skipped = [], [], {}
+    try:
+        for start in range(0, len(paths), _PIECE):
+            piece = paths[start : start + _PIECE]
+            stored = cache and cache / "features" / f"{_key(fingerprint, piece)}.safetensors"
+            found = _read(stored) if stored else None
+            if found is None:
+                bad: dict[Path, str] = {}
+                found = _compute(model, piece, bad, progress)
+                skipped.update(bad)
+                # A piece with bad photos is not stored: they are reported again next time.
+                if stored and not bad:
+                    _write(stored, found)
+            elif progress:
+                progress(len(piece))
+            rows.append(found[0])
+            indices.append(found[1] + start)
+    finally:
+        model.train(was_training)
+    empty = torch.empty(0, model.backbone_dim)
+    return Features(
+        torch.cat(rows) if rows else empty,
+        torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64),
+        skipped,
+    )
+
+
+def _compute(
+    model: UnknownAwareClassifier,
+    paths: Sequence[Path],
+    skipped: dict[Path, str],
+    progress: Callable[[int], None] | None,
+) -> tuple[Tensor, Tensor]:
+    rows, indices = [torch.empty(0, model.backbone_dim)], []
+    for batch, photos in read_batches(paths, model.preprocessing.read, model.batch_size, skipped):
+        rows.append(model.backbone_features(photos.to(model.device)).float().cpu())
+        indices += batch
+        if progress:
+            progress(len(batch))
+    if progress and skipped:
+        progress(len(skipped))
+    return torch.cat(rows), torch.tensor(indices, dtype=torch.int64)
+
+
+def _fingerprint(model: UnknownAwareClassifier) -> bytes:
+    digest = hashlib.sha256(model.preprocessing.model_dump_json().encode())
+    digest.update(str(model.device.type).encode())
+    for name, tensor in model.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _key(fingerprint: bytes, paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256(fingerprint)
+    for path in paths:
+        try:
+            status = path.stat()
+            identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
+        except OSError:
+            identity = f"{path}\0missing\0"
+        digest.update(identity.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _read(stored: Path) -> tuple[Tensor, Tensor] | None:
+    from safetensors.torch import load_file
+
+    if not stored.is_file():
+        return None
+    try:
+        tensors = load_file(stored)
+        return tensors["rows"], tensors["indices"]
+    except Exception:  # a damaged piece is computed anew
+        return None
+
+
+def _write(stored: Path, found: tuple[Tensor, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    temporary = None
+    try:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=stored.parent)
+        os.close(handle)
+        save_file({"rows": found[0], "indices": found[1]}, temporary)
+        os.replace(temporary, stored)
+    except Exception:  # the cache only saves time: a full disk must not stop the run
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
