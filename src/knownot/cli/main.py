@@ -1,0 +1,74 @@
+"""The command group, and how errors are printed.
+
+This module and the command files import nothing heavy at the top: `knownot --help` does not wait
+for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from knownot import __version__
+from knownot.cli import demo, evaluate, info, predict, train
+from knownot.errors import KnownotError
+
+# Exit codes, also named in the help: 1 an error with its remedy, 2 a wrong command line (Typer),
+# 130 interrupted.
+_ERROR, _INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    name="knownot",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 an error that is explained, 2 a wrong command line, 130 interrupted.",
+)
+app.command()(demo.demo)
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(predict.predict)
+app.command()(info.info)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"knownot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def group(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Image classifiers that know when they don't know.
+
+    Start with [bold]knownot demo[/], then [bold]knownot train photos/ -o model/[/].
+    """
+
+
+def main() -> None:
+    """Entry point: run a command; an expected error is one sentence, not a traceback."""
+    try:
+        app()
+    except KnownotError as error:
+        from knownot.cli.console import stderr
+
+        stderr().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(_ERROR)
+    except KeyboardInterrupt:
+        from knownot.cli.console import stderr
+
+        stderr().print("\ninterrupted")
+        sys.exit(_INTERRUPTED)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

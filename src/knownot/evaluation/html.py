@@ -1,0 +1,92 @@
+"""`report.html`: one file with tables, figures and the worst mistakes as pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import Environment, PackageLoader
+
+import knownot
+from knownot.data.photo import open_photo
+from knownot.errors import DataError
+from knownot.evaluation.figures import histograms, roc_curves
+
+if TYPE_CHECKING:
+    from knownot.evaluation.evaluate import Report, Scored
+
+_SHOWN = 12
+_THUMBNAIL = 160
+
+
+def write_html(report: Report, path: Path) -> Path:
+    """Write the report as one self-contained file and return its path."""
+    environment = Environment(loader=PackageLoader("knownot.evaluation"), autoescape=True)
+    page = environment.get_template("report.html.jinja").render(
+        version=knownot.__version__,
+        summary=report.summary,
+        score=report.score,
+        threshold=report.threshold,
+        score_names=list(report.id_set.scores),
+        histograms=_data_url(
+            histograms(report.id_set, report.ood_sets, report.score, report.threshold), "png"
+        ),
+        roc=_data_url(roc_curves(report.id_set, report.ood_sets, report.score), "png"),
+        mistakes=_mistakes(report),
+        classes=report.classes,
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _mistakes(report: Report) -> list[dict[str, Any]]:
+    """Galleries of the most confident mistakes, worst first."""
+    alpha, id_set = report.summary["alpha"], report.id_set
+    classes_wrong = torch.nonzero(~id_set.correct).flatten()
+    flagged = torch.nonzero(id_set.p_values < alpha - 1e-12).flatten()
+    galleries = [
+        _gallery(
+            "Known photos of the wrong class, most confident first",
+            id_set,
+            classes_wrong[id_set.confidence[classes_wrong].argsort(descending=True)],
+        ),
+        _gallery(
+            "Known photos called unknown, highest score first",
+            id_set,
+            flagged[id_set.scores[report.score][flagged].argsort(descending=True)],
+        ),
+    ]
+    for ood in report.ood_sets:
+        missed = torch.nonzero(ood.p_values >= alpha - 1e-12).flatten()
+        order = missed[ood.scores[report.score][missed].argsort()]
+        galleries.append(_gallery(f"{ood.name}: accepted as known, lowest score first", ood, order))
+    return [gallery for gallery in galleries if gallery["total"]]
+
+
+def _gallery(title: str, scored: Scored, indices: torch.Tensor) -> dict[str, Any]:
+    pictures = []
+    for i in indices[:_SHOWN].tolist():
+        try:
+            image = open_photo(scored.paths[i], at_least=_THUMBNAIL)
+        except DataError:  # removed since it was scored
+            continue
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        pictures.append(
+            {
+                "src": _data_url(buffer.getvalue(), "jpeg"),
+                "path": str(scored.paths[i]),
+                "predicted": int(scored.predicted[i]),
+                "confidence": float(scored.confidence[i]),
+                "p_value": float(scored.p_values[i]),
+            }
+        )
+    return {"title": title, "total": len(indices), "pictures": pictures}
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
