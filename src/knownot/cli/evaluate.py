@@ -28,15 +28,15 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Report folder. [default: <model>-evaluation]"),
+        typer.Option("--output", "-o", help="Report folder. (default: <model>-evaluation)"),
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. [default: the model's]"),
+        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)"),
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(help="Share of known photos called unknown. [default: the model's]"),
+        typer.Option(help="Share of known photos called unknown. (default: the model's)"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,

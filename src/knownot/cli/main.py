@@ -13,6 +13,7 @@ import typer
 
 from knownot import __version__
 from knownot.cli import demo, evaluate, info, predict, train
+from knownot.cli.allocator import keep_freed_memory
 from knownot.errors import KnownotError
 
 # Exit codes, also named in the help: 1 an error with its remedy, 2 a wrong command line (Typer),
@@ -54,6 +55,7 @@ def group(
 
 def main() -> None:
     """Entry point: run a command; an expected error is one sentence, not a traceback."""
+    keep_freed_memory()
     try:
         app()
     except KnownotError as error:

@@ -39,7 +39,7 @@ def predict(
     ] = None,
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="[default: by the file's ending, else table]"),
+        typer.Option("--format", help="(default: by the file's ending, else table)"),
     ] = None,
     save_images: Annotated[
         Path | None,
@@ -47,11 +47,11 @@ def predict(
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. [default: the model's]"),
+        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)"),
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(help="Share of known photos called unknown. [default: the model's]"),
+        typer.Option(help="Share of known photos called unknown. (default: the model's)"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,

