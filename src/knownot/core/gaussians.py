@@ -184,7 +184,7 @@ class WindowGaussians(ClassGaussians):
     def empirical_covariance(self) -> Tensor:
         counts = self.counts
         # sum (h - mu)(h - mu)^T = sum (h - c)(h - c)^T - sum_k n_k (mu_k - c_k)(mu_k - c_k)^T
-        shift = self.totals / counts.clamp(min=1).sqrt().unsqueeze(1)
+        shift = self.totals / counts.clamp(min=1).to(self.totals.dtype).sqrt().unsqueeze(1)
         centred = self.scatter - shift.T @ shift
         return centred / counts.sum().clamp(min=1)
 

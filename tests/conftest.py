@@ -1,0 +1,78 @@
+"""Where the shared photos are, and small photo folders cut from them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no deadline: a busy machine is no failure.
+settings.register_profile("knownot", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("knownot")
+
+
+def _shared_photos() -> Path | None:
+    named = os.environ.get("KNOWNOT_DATA")
+    if named:
+        return Path(named)
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    return beside if beside.is_dir() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    photos = _shared_photos()
+    if photos is not None and (photos / "cats_dogs").is_dir():
+        return
+    where = "KNOWNOT_DATA is not set" if photos is None else f"{photos} holds no cats_dogs"
+    reason = f"needs the shared photos: {where}"
+    for item in items:
+        if "photos" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared photos; only for tests marked `photos`."""
+    photos = _shared_photos()
+    assert photos is not None
+    return photos
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of backbone features for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(feature_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOWNOT_CACHE", str(feature_cache))
+
+
+def link_photos(source: Path, target: Path, count: int, start: int = 0) -> None:
+    """Copy `count` photos of a folder, in order of their names."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.jpg"))[start : start + count]:
+        shutil.copy2(path, target / path.name)
+
+
+@pytest.fixture(scope="session")
+def cats_dogs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cats-and-dogs set: 60 + 60 for training, 60 + 60 for validation, 40 + 40 to test."""
+    root = tmp_path_factory.mktemp("cats_dogs")
+    for split, count in (("train", 60), ("val", 60), ("test", 40)):
+        for name in ("cat", "dog"):
+            link_photos(shared_data / "cats_dogs" / split / name, root / split / name, count)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ood_photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty textures and forty people."""
+    root = tmp_path_factory.mktemp("ood")
+    for name in ("textures", "people"):
+        link_photos(shared_data / "ood" / name, root / name, 40)
+    return root

@@ -1,0 +1,371 @@
+"""The loss against a plain transcription of the equations; gradients; states; precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from knownot.core.energy import energy, weighted_energy
+from knownot.core.gaussians import StreamingGaussians
+from knownot.core.phi import FreeLinear, MonotoneLinear, make_phi
+from knownot.core.virtual_outlier_loss import VirtualOutlierLoss, uncertainty_loss
+
+PHIS = ["monotone", "monotone-mlp", "free", "free-mlp"]
+MONOTONE = PHIS[:2]
+
+
+def make(classes: int = 3, dim: int = 4, **options) -> tuple[nn.Linear, VirtualOutlierLoss]:
+    head = nn.Linear(dim, classes)
+    return head, VirtualOutlierLoss(head=head, num_classes=classes, feature_dim=dim, **options)
+
+
+def batch(n: int = 30, classes: int = 3, dim: int = 4) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n) % classes
+    return torch.randn(n, dim) + labels.unsqueeze(1), labels
+
+
+@pytest.mark.parametrize("phi", PHIS)
+def test_loss_is_the_transcription_of_the_equations(phi) -> None:
+    head, vos = make(weight=0.7, outliers_per_class=2, phi=phi)
+    features, labels = batch()
+    vos.generator = torch.Generator().manual_seed(5)
+    loss = vos(features, head(features), labels)
+
+    outliers = vos.sample_outliers(torch.Generator().manual_seed(5))
+    assert outliers.shape == (6, 4)
+    with torch.no_grad():
+        weights = [math.log1p(math.exp(raw)) for raw in vos.raw_energy_weights.tolist()]
+
+        def logit(row: Tensor) -> float:
+            f = (head.weight @ row + head.bias).tolist()
+            e = -math.log(sum(w * math.exp(x) for w, x in zip(weights, f, strict=True)))
+            return float(vos.phi(torch.tensor([-e])))
+
+        terms = [math.log1p(math.exp(-logit(row))) for row in features]
+        terms += [math.log1p(math.exp(logit(row))) for row in outliers]
+    assert loss.item() == pytest.approx(0.7 * sum(terms) / len(terms), rel=1e-5)
+
+
+def test_gradient_of_the_loss_is_that_of_finite_differences() -> None:
+    """Down to head and backbone, in float64, with the outliers of one seed."""
+    torch.manual_seed(0)
+    backbone = nn.Linear(5, 4).double()
+    head = nn.Linear(4, 3).double()
+    vos = VirtualOutlierLoss(head=head, num_classes=3, feature_dim=4, weight=1.0).double()
+    inputs, labels = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    vos.gaussians.update(backbone(inputs), labels)
+    vos.eval()  # the Gaussians stay as they are
+
+    def loss(*_: Tensor) -> Tensor:
+        vos.generator = torch.Generator().manual_seed(1)
+        features = backbone(inputs)
+        return vos(features, head(features), labels)
+
+    parameters = (*backbone.parameters(), *head.parameters(), *vos.parameters())
+    assert torch.autograd.gradcheck(loss, parameters, eps=1e-6, atol=1e-6)
+
+
+def test_gradient_reaches_head_backbone_weights_and_phi() -> None:
+    backbone = nn.Linear(5, 4)
+    head, vos = make()
+    features = backbone(torch.randn(12, 5))
+    vos(features, head(features), torch.arange(12) % 3).backward()
+    for module in (backbone, head, vos):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_outliers_alone_move_the_head() -> None:
+    head, vos = make()
+    features, labels = batch()
+    vos(features, head(features).detach(), labels).backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+def test_the_loss_does_not_own_the_head() -> None:
+    head, vos = make()
+    assert not {id(p) for p in vos.parameters()} & {id(p) for p in head.parameters()}
+    assert sorted(n for n, _ in vos.named_parameters()) == [
+        "phi.bias", "phi.raw_slope", "raw_energy_weights",
+    ]  # fmt: skip
+    torch.optim.SGD([{"params": head.parameters()}, {"params": vos.parameters()}], lr=0.1)
+
+
+def test_nothing_happens_before_the_start_but_the_windows_fill() -> None:
+    head, vos = make(start_step=3)
+    for step in range(5):
+        features, labels = batch()
+        assert vos.started == (step >= 3)
+        loss = vos(features, head(features), labels)
+        assert (loss.item() > 0) == (step >= 3)
+    assert vos.gaussians.counts.sum() == 150
+
+
+def test_evaluation_mode_remembers_nothing() -> None:
+    head, vos = make()
+    vos.eval()
+    features, labels = batch()
+    assert vos(features, head(features), labels).item() == 0  # no class has been seen
+    assert vos.gaussians.counts.sum() == 0
+    assert vos.steps == 0
+
+
+def test_a_class_takes_part_from_min_count_on() -> None:
+    head, vos = make(min_count=4)
+    features, labels = torch.randn(9, 4), torch.tensor([0] * 4 + [1] * 3 + [7, -1])
+    assert vos(features, head(features), labels).item() > 0
+    assert vos.ready().tolist() == [True, False, False]
+
+
+def test_without_a_ready_class_the_loss_is_zero_and_has_a_gradient() -> None:
+    head, vos = make()
+    features = torch.randn(3, 4, requires_grad=True)
+    loss = vos(features, head(features), torch.arange(3))  # one sample in each class
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad.abs().sum() == 0
+
+
+def test_an_empty_batch_gives_a_finite_loss() -> None:
+    head, vos = make()
+    vos(*_with_logits(head, *batch()))
+    loss = vos(torch.empty(0, 4), torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
+    assert loss.isfinite()
+
+
+def _with_logits(head: nn.Module, features: Tensor, labels: Tensor):
+    return features, head(features), labels
+
+
+@given(seed=st.integers(0, 2**16))
+def test_permuting_classes_changes_nothing(seed: int) -> None:
+    torch.manual_seed(seed)
+    head, vos = make()
+    with torch.no_grad():
+        vos.raw_energy_weights.uniform_(-1, 2)
+    order = torch.randperm(3)
+    other_head, other = make()
+    with torch.no_grad():
+        other_head.weight[order], other_head.bias[order] = head.weight, head.bias
+        other.raw_energy_weights[order] = vos.raw_energy_weights
+    features, labels = batch()
+    assert torch.allclose(
+        vos.ood_score(head(features)), other.ood_score(other_head(features)), atol=1e-5
+    )
+    # The same draws around the same means: class k of one is class order[k] of the other.
+    vos.gaussians.update(features, labels)
+    other.gaussians.update(features, order[labels])
+    one = vos.sample_outliers(torch.Generator().manual_seed(seed)) - vos.gaussians.means
+    two = other.sample_outliers(torch.Generator().manual_seed(seed)) - other.gaussians.means
+    assert torch.allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.parametrize("phi", PHIS)
+@pytest.mark.parametrize("gaussians", ["window", "streaming"])
+def test_state_dict_round_trip_continues_the_same_run(phi, gaussians: str) -> None:
+    torch.manual_seed(0)
+    head, vos = make(start_step=2, phi=phi, gaussians=gaussians, queue_size=5)
+    for _ in range(4):
+        vos(*_with_logits(head, *batch()))
+    other = make(start_step=2, phi=phi, gaussians=gaussians, queue_size=5)[1]
+    other._head = (head,)
+    other.load_state_dict(copy.deepcopy(vos.state_dict()))
+    features, labels = batch()
+    losses = []
+    for module in (vos, other):
+        module.generator = torch.Generator().manual_seed(9)
+        losses.append(module(features, head(features), labels).item())
+    assert other.steps == vos.steps == 5
+    assert losses[0] == losses[1] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    head, vos = make()
+    head.to(dtype)
+    features, labels = batch()
+    logits = head(features.to(dtype))
+    loss = vos(features.to(dtype), logits, labels)
+    loss.backward()
+    assert loss.isfinite()
+    assert loss.dtype in (torch.float32, torch.float64)
+    assert vos.ood_score(logits).dtype in (torch.float32, torch.float64)
+    assert head.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4, 6e4])
+def test_logits_of_ten_thousand_in_float16(size: float) -> None:
+    head, vos = make()
+    logits = torch.full((8, 3), size, dtype=torch.float16, requires_grad=True)
+    score = vos.ood_score(logits)
+    assert score.isfinite().all()
+    assert score[0].item() == pytest.approx(-size, rel=1e-3)
+    loss = vos(torch.randn(8, 4), logits, torch.arange(8) % 3)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_under_autocast_the_outliers_pass_the_head_too() -> None:
+    head, vos = make()
+    features, labels = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = vos(features, head(features), labels)
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_duplicate_and_constant_features_are_survived() -> None:
+    for value in (torch.zeros(30, 4), torch.ones(30, 4), torch.randn(1, 4).expand(30, 4)):
+        head, vos = make()
+        loss = vos(value, head(value), torch.arange(30) % 3)
+        loss.backward()
+        assert loss.isfinite()
+        assert head.weight.grad.isfinite().all()
+
+
+def test_fewer_samples_than_dimensions() -> None:
+    head, vos = make(classes=2, dim=200, queue_size=10)
+    features, labels = batch(20, 2, 200)
+    assert vos(features, head(features), labels).isfinite()
+
+
+@pytest.mark.parametrize("background", [0, 2, 3])
+def test_background_column_takes_no_part(background: int) -> None:
+    head = nn.Linear(4, 4)
+    vos = VirtualOutlierLoss(
+        head=head, num_classes=3, feature_dim=4, background_index=background
+    )
+    logits = torch.randn(5, 4)
+    other = logits.clone()
+    other[:, background] = 50
+    assert torch.equal(vos.ood_score(logits), vos.ood_score(other))
+    foreground = [c for c in range(4) if c != background]
+    assert torch.allclose(vos.energy(logits), energy(logits[:, foreground]), atol=1e-5)
+
+
+def test_radius_ratio_sets_where_outliers_lie() -> None:
+    ratios = []
+    for ratio in (None, 2.0):
+        _, vos = make(classes=200, dim=8, radius_ratio=ratio)
+        features = torch.randn(20_000, 8)
+        vos.gaussians.update(features, torch.arange(20_000) % 200)
+        means = vos.gaussians.means.float()
+        outliers = vos.sample_outliers(torch.Generator().manual_seed(0)) - means
+        ratios.append((outliers.norm(dim=1).median() / features.norm(dim=1).median()).item())
+        assert ratios[-1] == pytest.approx(vos.radius_ratio, rel=0.05)
+    assert ratios[1] == pytest.approx(2.0, rel=0.05)
+
+
+def test_tail_probability_is_one_over_the_draws() -> None:
+    assert make(tail_probability=1e-6)[1].radius_ratio == make(draws_per_class=1e6)[1].radius_ratio
+
+
+@pytest.mark.parametrize("phi", MONOTONE)
+@given(
+    seed=st.integers(0, 2**16),
+    low=st.floats(-100, 100),
+    gap=st.floats(0.01, 50),
+)
+def test_monotone_phi_increases_whatever_its_parameters(phi, seed, low, gap) -> None:
+    torch.manual_seed(seed)
+    module = make_phi(phi).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 5)
+        a, b = module(torch.tensor([low, low + gap], dtype=torch.float64))
+    assert a < b
+
+
+@pytest.mark.parametrize("phi", MONOTONE)
+def test_monotone_phi_starts_near_the_identity(phi) -> None:
+    x = torch.linspace(-20, 20, 9)
+    assert torch.allclose(make_phi(phi)(x), x, atol=1.5)
+
+
+def test_free_phi_may_turn_around_and_the_monotone_one_may_not() -> None:
+    x = torch.linspace(-3, 3, 50)
+    target = -2 * x  # rewards the reverse direction
+    slopes = []
+    for module in (FreeLinear(), MonotoneLinear()):
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+        for _ in range(300):
+            optimizer.zero_grad()
+            F.mse_loss(module(x), target).backward()
+            optimizer.step()
+        slopes.append((module(x)[-1] - module(x)[0]).item())
+    assert slopes[0] < 0 < slopes[1]
+
+
+@given(
+    logits=st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=6),
+    shift=st.floats(-50, 50, width=32),
+)
+def test_energy_is_the_formula_and_shifts_with_the_logits(logits, shift) -> None:
+    f = torch.tensor([logits], dtype=torch.float64)
+    expected = -math.log(sum(math.exp(x) for x in f[0].tolist()))
+    assert energy(f).item() == pytest.approx(expected, abs=1e-9)
+    assert energy(f + shift).item() == pytest.approx(expected - shift, abs=1e-9)
+    assert weighted_energy(f, torch.zeros(f.shape[1])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_energy_with_temperature() -> None:
+    f = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    expected = -2 * math.log(sum(math.exp(x / 2) for x in (1, 2, 3)))
+    assert energy(f, temperature=2).item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="temperature"):
+        energy(f, 0)
+
+
+def test_energy_weights_stay_positive_under_any_update() -> None:
+    _, vos = make()
+    with torch.no_grad():
+        vos.raw_energy_weights.copy_(torch.tensor([-80.0, 0.0, 80.0]))
+    assert (vos.energy_weights > 0).all()
+    assert vos.ood_score(torch.randn(4, 3)).isfinite().all()
+
+
+def test_score_starts_as_the_plain_energy() -> None:
+    _, vos = make()
+    logits = torch.randn(6, 3)
+    assert torch.allclose(vos.ood_score(logits), energy(logits), atol=1e-5)
+
+
+@given(n=st.integers(1, 6), m=st.integers(1, 6), seed=st.integers(0, 2**16))
+def test_row_weights_are_repetitions(n: int, m: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(n, generator=generator), torch.randn(m, generator=generator)
+    times = torch.randint(0, 4, (n,), generator=generator)
+    weighted = uncertainty_loss(a, b, times.float())
+    assert weighted.item() == pytest.approx(
+        uncertainty_loss(a.repeat_interleave(times), b).item(), rel=1e-5
+    )
+
+
+def test_wrong_arguments_are_named() -> None:
+    wrong = {
+        "weight": -1, "start_step": -1, "outliers_per_class": 0, "draws_per_class": 0,
+        "min_count": 0, "tail_probability": 2.0, "gaussians": "queue", "phi": "linear",
+        "shrinkage": "none", "queue_size": 0,
+    }  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=name):
+            make(**{name: value})
+    with pytest.raises(ValueError, match="head"):
+        VirtualOutlierLoss(head=3, num_classes=2, feature_dim=2)
+    _, vos = make()
+    with pytest.raises(ValueError, match="expected 3 class columns"):
+        vos.ood_score(torch.zeros(2, 5))
+
+
+def test_gaussians_of_ones_own_are_used() -> None:
+    own = StreamingGaussians(3, 4)
+    assert make(gaussians=own)[1].gaussians is own

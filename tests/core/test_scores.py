@@ -1,0 +1,78 @@
+"""Scores against obvious recomputations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.covariance import oas
+from sklearn.neighbors import NearestNeighbors
+
+from knownot.core.scores import FeatureScores, knn, mahalanobis, max_softmax
+
+
+def test_max_softmax_is_one_minus_the_largest_and_keeps_its_digits() -> None:
+    logits = torch.randn(50, 7)
+    assert torch.allclose(max_softmax(logits), 1 - logits.softmax(1).amax(1), atol=1e-6)
+    sure = torch.tensor([[30.0, 0.0], [40.0, 0.0]])
+    assert 0 < max_softmax(sure)[1] < max_softmax(sure)[0]
+
+
+def test_mahalanobis_is_the_distance_to_the_nearest_mean() -> None:
+    random = np.random.default_rng(0)
+    covariance = np.cov(random.normal(size=(50, 4)).T)
+    means, x = random.normal(size=(3, 4)), random.normal(size=(20, 4))
+    inverse = np.linalg.inv(covariance)
+    expected = [min((row - m) @ inverse @ (row - m) for m in means) for row in x]
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    ours = mahalanobis(*(torch.from_numpy(a) for a in (x, means, whitening)))
+    assert np.allclose(ours.numpy(), expected)
+
+
+@pytest.mark.parametrize("k", [1, 5, 30, 99])
+def test_knn_is_the_cosine_distance_to_the_kth_neighbour(k: int) -> None:
+    bank = F.normalize(torch.randn(30, 6), dim=1)
+    x = F.normalize(torch.randn(10, 6), dim=1)
+    search = NearestNeighbors(n_neighbors=min(k, 30), metric="cosine").fit(bank.numpy())
+    expected = search.kneighbors(x.numpy())[0][:, -1]
+    assert np.allclose(knn(x, bank, k).numpy(), expected, atol=1e-5)
+
+
+def test_feature_scores_are_fitted_on_unit_features() -> None:
+    features, labels = torch.randn(80, 5).abs(), torch.arange(80) % 2
+    fitted = FeatureScores.fit(features, labels, 2, k=3)
+    scores = fitted(features[:10])
+    unit = F.normalize(features, dim=1).double().numpy()
+    means = np.stack([unit[k::2].mean(0) for k in range(2)])
+    covariance, _ = oas(unit - means[labels.numpy()], assume_centered=True)
+    inverse = np.linalg.inv(covariance)
+    expected = [min((r - m) @ inverse @ (r - m) for m in means) for r in unit[:10]]
+    assert np.allclose(scores["mahalanobis"].numpy(), expected, rtol=1e-3)
+    assert torch.allclose(scores["knn"], knn(torch.from_numpy(unit[:10]).float(), fitted.bank, 3))
+    # The length of a feature does not matter.
+    for name, values in fitted(features[:10] * 50).items():
+        assert torch.allclose(values, scores[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_a_large_bank_is_a_random_part() -> None:
+    features = torch.randn(100, 4)
+    fitted = FeatureScores.fit(features, torch.arange(100) % 2, 2, max_bank=40)
+    assert fitted.bank.shape == (40, 4)
+    unit = F.normalize(features, dim=1)
+    assert all((unit == row).all(1).any() for row in fitted.bank)
+
+
+def test_half_precision_features_are_scored() -> None:
+    features = torch.randn(60, 5)
+    fitted = FeatureScores.fit(features, torch.arange(60) % 3, 3)
+    for values in fitted(features.half()).values():
+        assert values.isfinite().all()
+        assert values.dtype == torch.float32
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="k of at least 1"):
+        knn(torch.ones(1, 2), torch.ones(3, 2), 0)
+    with pytest.raises(ValueError, match="non-empty bank"):
+        knn(torch.ones(1, 2), torch.empty(0, 2), 1)
