@@ -82,6 +82,9 @@ class UnknownAwareClassifier(nn.Module):
         preprocessing: How photos become pixels.
         bottleneck: Width D of the layer between backbone and head, or None for the backbone's
             features themselves. Virtual outliers need a narrow layer, see `radius_ratio`.
+        standardise: Scale the backbone's features to unit length and unit variance before the
+            bottleneck: right for a frozen backbone, whose features come in any scale; one that is
+            trained along adapts by itself, and is less accurate behind such a layer.
         vos: Settings of the loss.
         architecture: timm name to rebuild the backbone from, or "custom".
         alpha: Share of in-distribution photos that may be called unknown.
@@ -101,6 +104,7 @@ class UnknownAwareClassifier(nn.Module):
         preprocessing: Preprocessing | None = None,
         *,
         bottleneck: int | None = 64,
+        standardise: bool = True,
         vos: VosSettings | None = None,
         architecture: str = "custom",
         alpha: float = 0.05,
@@ -113,22 +117,17 @@ class UnknownAwareClassifier(nn.Module):
         self.classes = list(classes)
         self.preprocessing = preprocessing or Preprocessing()
         self.bottleneck = bottleneck
+        self.standardise = standardise and bottleneck is not None
         self.vos_settings = vos or VosSettings()
         self.architecture = architecture
         self.alpha = alpha
         self.classwise = False
         self.default_score = COMBINED
-        # Unit length and unit variance: features of any backbone arrive at the same scale.
-        self.neck: nn.Module = (
-            nn.Identity()
-            if bottleneck is None
-            else nn.Sequential(
-                UnitLength(),
-                nn.BatchNorm1d(backbone_dim, affine=False),
-                nn.Linear(backbone_dim, bottleneck),
-                nn.ReLU(),
-            )
-        )
+        self.neck = nn.Sequential()
+        if self.standardise:
+            self.neck.append(UnitLength()).append(nn.BatchNorm1d(backbone_dim, affine=False))
+        if bottleneck is not None:
+            self.neck.append(nn.Linear(backbone_dim, bottleneck)).append(nn.ReLU())
         width = backbone_dim if bottleneck is None else bottleneck
         self.head = nn.Linear(width, len(self.classes))
         self.vos = VirtualOutlierLoss(

@@ -42,6 +42,7 @@ class ModelConfig(BaseModel):
     architecture: str
     backbone_dim: int = Field(ge=1, le=1_000_000)
     bottleneck: int | None = Field(ge=1, le=1_000_000)
+    standardise: bool
     classes: list[str] = Field(min_length=2)
     preprocessing: Preprocessing
     vos: VosSettings
@@ -83,6 +84,7 @@ def save(
         architecture=model.architecture,
         backbone_dim=model.backbone_dim,
         bottleneck=model.bottleneck,
+        standardise=model.standardise,
         classes=model.classes,
         preprocessing=model.preprocessing,
         vos=model.vos_settings,
@@ -166,6 +168,7 @@ def load(
         config.classes,
         config.preprocessing,
         bottleneck=config.bottleneck,
+        standardise=config.standardise,
         vos=config.vos,
         architecture=config.architecture,
         alpha=config.alpha,

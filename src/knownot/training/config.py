@@ -28,6 +28,9 @@ class TrainConfig(BaseModel):
         None, ge=32, le=2048, description="pixels; by default the arch's"
     )
     bottleneck: int | None = Field(None, ge=0, description="width; 0 for none; 64 if D > 128")
+    standardise: bool | None = Field(
+        None, description="unit length and variance before the bottleneck; by default for head only"
+    )
     epochs: int | None = Field(None, ge=1, description="default 30 for head, 4 for all")
     batch_size: int | None = Field(None, ge=2, description="default 128 for head, 32 for all")
     lr: float = Field(1e-3, gt=0, description="learning rate of bottleneck, head, energy and phi")
@@ -63,6 +66,11 @@ class TrainConfig(BaseModel):
     def n_batch(self) -> int:
         """Batch size, with the default of the way of training."""
         return self.batch_size or (128 if self.finetune == "head" else 32)
+
+    @property
+    def standardised(self) -> bool:
+        """Whether features are standardised, with the default of the way of training."""
+        return self.finetune == "head" if self.standardise is None else self.standardise
 
     def bottleneck_for(self, backbone_dim: int) -> int | None:
         """Width of the bottleneck for a backbone of this width; None for no bottleneck."""

@@ -189,6 +189,7 @@ def _build(
         classes,
         preprocessing,
         bottleneck=bottleneck,
+        standardise=config.standardised,
         vos=config.vos_settings(len(classes), bottleneck or width),
         architecture=architecture,
         alpha=config.alpha,
