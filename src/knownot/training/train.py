@@ -249,10 +249,15 @@ def _fit(
             precision=config.precision,  # type: ignore[arg-type]
             logger=[CSVLogger(run.logs, "", "csv"), TensorBoardLogger(run.logs, "", "tensorboard")],
             callbacks=[
-                ModelCheckpoint(run.checkpoints, save_last=True, save_top_k=0),
+                ModelCheckpoint(
+                    run.checkpoints,
+                    filename="last",
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                ),
                 *reporter.callbacks(),
             ],
-            enable_progress_bar=bool(reporter.callbacks()),
+            enable_progress_bar=False,  # the reporter draws its own
             enable_model_summary=False,
             log_every_n_steps=1,
             num_sanity_val_steps=0,

@@ -1,0 +1,330 @@
+"""The whole of training on small real files: results, resume, bad photos, loss that explodes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+from knownot.errors import ConfigError, DataError, TrainingError
+from knownot.models.model_folder import load
+from knownot.training.config import TrainConfig, make_config
+from knownot.training.feature_cache import extract_features
+from knownot.training.plan import make_plan
+from knownot.training.train import Silent, train
+from tests.helpers import (
+    COLOURS,
+    UNKNOWN_COLOUR,
+    colour_folder,
+    noisy,
+    pixels,
+    tiny_backbone,
+    tiny_model,
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    colour_folder(root / "train", 40)
+    colour_folder(root / "val", 60, start=100)
+    return root
+
+
+def settings(photos: Path, output: Path, **changes: Any) -> TrainConfig:
+    flags = {"data": photos, "output": output, "image_size": 32, "bottleneck": 4, "epochs": 6}
+    flags |= {"batch_size": 16, "lr": 0.01, "backbone_lr": 0.003, "workers": 0, "queue_size": 20}
+    return make_config(flags | changes)
+
+
+def run(photos: Path, output: Path, reporter: Silent | None = None, **changes: Any):
+    return train(settings(photos, output, **changes), reporter, backbone=tiny_backbone())
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_a_folder_of_photos_becomes_a_model_folder(photos: Path, tmp_path: Path, finetune) -> None:
+    result = run(photos, tmp_path / "m", finetune=finetune)
+    assert result.metrics["val_accuracy"] > 0.95
+    assert result.metrics["n_train"] == 80
+    assert result.metrics["vos_started"]
+    assert os.listdir(tmp_path) == ["m"]  # neither run folder nor temporary is left
+    files = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
+    assert {
+        "README.md", "config.json", "model.safetensors", "calibration.safetensors",
+        "training/config.yaml", "training/metrics.json", "training/skipped.json",
+        "training/csv/metrics.csv",
+    } <= files  # fmt: skip
+    assert any("tfevents" in name for name in files)
+    log = (tmp_path / "m" / "training" / "csv" / "metrics.csv").read_text().splitlines()
+    assert "vos_loss" in log[0]
+    assert len(log) == 1 + 6
+    assert json.loads((tmp_path / "m" / "training" / "metrics.json").read_text()) == result.metrics
+    assert f"{result.metrics['val_accuracy']:.1%}" in (tmp_path / "m" / "README.md").read_text()
+
+    model = load(tmp_path / "m", backbone=tiny_backbone(7))
+    known = model.predict([noisy(c, 9000) for c in COLOURS.values()])
+    assert [a.nearest_class for a in known] == list(COLOURS)
+    unknown = model.predict([noisy(UNKNOWN_COLOUR, 9000 + i) for i in range(5)])
+    assert all(answer.is_unknown for answer in unknown)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load(folder, backbone=tiny_backbone()).state_dict()
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_the_same_seed_gives_the_same_model(photos: Path, tmp_path: Path, finetune: str) -> None:
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        run(photos, tmp_path / name, finetune=finetune, seed=seed)
+    one, same, other = (weights(tmp_path / name) for name in ("one", "same", "other"))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+class Interrupt(Silent):
+    """Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def callbacks(self) -> list[L.Callback]:
+        epoch = self.epoch
+
+        class Press(L.Callback):
+            def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+                if trainer.current_epoch == epoch and batch_idx == 2:
+                    raise KeyboardInterrupt
+
+        return [Press()]
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+@pytest.mark.parametrize("epoch", [0, 4])
+def test_resuming_after_ctrl_c_gives_the_same_model(
+    photos: Path, tmp_path: Path, finetune: str, epoch: int
+) -> None:
+    run(photos, tmp_path / "whole", finetune=finetune)
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "broken", Interrupt(epoch), finetune=finetune)
+    assert not (tmp_path / "broken").exists()
+    assert (tmp_path / ".broken.run" / "checkpoints" / "last.ckpt").exists() == (epoch > 0)
+    run(photos, tmp_path / "broken", finetune=finetune, resume=True)
+    assert not (tmp_path / ".broken.run").exists()
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+def test_resume_refuses_other_settings_and_names_them(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no interrupted run"):
+        run(photos, tmp_path / "m", resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "m", Interrupt(2))
+    with pytest.raises(ConfigError, match=r"lr \(0\.01 -> 0\.5\)"):
+        run(photos, tmp_path / "m", resume=True, lr=0.5)
+    run(photos, tmp_path / "m", resume=True, alpha=0.1)  # concerns what comes after training
+
+
+def test_a_new_run_does_not_pick_up_an_interrupted_one(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "m", Interrupt(4), seed=1)
+    run(photos, tmp_path / "m", seed=2)
+    run(photos, tmp_path / "fresh", seed=2)
+    one, other = weights(tmp_path / "m"), weights(tmp_path / "fresh")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_bad_photos_are_skipped_and_listed(tmp_path: Path, finetune: str) -> None:
+    colour_folder(tmp_path / "train", 30)
+    colour_folder(tmp_path / "val", 25, start=100)
+    bad = [tmp_path / "train" / "red" / "zero.jpg", tmp_path / "val" / "green" / "text.jpg"]
+    bad[0].touch()
+    bad[1].write_text("no photo")
+    for _ in range(2):  # the second run finds features in the cache, and still reports them
+        result = run(tmp_path, tmp_path / "m", finetune=finetune, overwrite=True)
+        assert set(result.skipped) == set(bad)
+        assert result.metrics["n_train"] == 60
+        listed = json.loads((tmp_path / "m" / "training" / "skipped.json").read_text())
+        assert "the file is empty" in listed[str(bad[0])]
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_a_class_of_bad_photos_only_is_named(tmp_path: Path, finetune: str) -> None:
+    colour_folder(tmp_path / "train", 12)
+    colour_folder(tmp_path / "val", 12, start=50)
+    for path in (tmp_path / "train" / "red").iterdir():
+        path.write_text("broken")
+    with pytest.raises(DataError, match="no readable training photo of class red"):
+        run(tmp_path, tmp_path / "m", finetune=finetune)
+
+
+def test_validation_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    colour_folder(tmp_path / "train", 12)
+    for path in colour_folder(tmp_path / "val", 3, start=50).rglob("*.png"):
+        path.write_text("broken")
+    with pytest.raises(DataError, match="no readable validation photo"):
+        run(tmp_path, tmp_path / "m")
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_a_loss_that_is_not_finite_stops_with_its_cause(photos, tmp_path: Path, finetune) -> None:
+    with pytest.raises(TrainingError, match=r"not finite in epoch \d+, step \d+: .* lower --"):
+        run(photos, tmp_path / "m", finetune=finetune, lr=1e30, backbone_lr=1e30)
+    assert not (tmp_path / "m").exists()
+
+
+def test_weight_zero_is_plain_cross_entropy(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "ce", vos_weight=0.0)
+    run(photos, tmp_path / "late", vos_start=1.0)  # the loss never starts
+    one, other = weights(tmp_path / "ce"), weights(tmp_path / "late")
+    assert torch.equal(one["head.weight"], other["head.weight"])
+    run(photos, tmp_path / "vos")
+    assert not torch.equal(one["head.weight"], weights(tmp_path / "vos")["head.weight"])
+
+
+def test_an_existing_model_is_not_touched(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "m")
+    with pytest.raises(DataError, match="add --overwrite"):
+        run(photos, tmp_path / "m")
+
+
+def test_a_place_that_cannot_be_written_is_named_before_any_work(photos, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        run(photos, tmp_path / "file" / "m")
+
+
+def test_features_come_from_the_cache_and_changed_photos_do_not(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    paths = sorted(colour_folder(tmp_path / "photos", 150).rglob("*.png"))
+    model, cache = tiny_model(), tmp_path / "cache"
+    done: list[int] = []
+    first = extract_features(model, paths, cache, done.append)
+    assert sum(done) == 300
+    pieces = sorted((cache / "features").iterdir())
+    assert len(pieces) == 2
+    # Mark the stored rows: what comes back shows where it came from.
+    for piece in pieces:
+        tensors = load_file(piece)
+        save_file({"rows": tensors["rows"] + 1, "indices": tensors["indices"]}, piece)
+    assert torch.equal(extract_features(model, paths, cache).rows, first.rows + 1)
+
+    noisy(UNKNOWN_COLOUR, 1).save(paths[0])
+    os.utime(paths[0], ns=(1, 1))
+    fresh = extract_features(model, paths, cache).rows
+    assert torch.equal(fresh[1:256], first.rows[1:256])  # the changed photo's piece
+    assert not torch.equal(fresh[0], first.rows[0])
+    assert torch.equal(fresh[256:], first.rows[256:] + 1)  # the other one
+
+    for piece in (cache / "features").iterdir():
+        piece.write_bytes(b"damaged")
+    assert torch.equal(extract_features(model, paths, cache).rows[1:], first.rows[1:])
+
+
+def test_another_backbone_does_not_meet_old_features(tmp_path: Path) -> None:
+    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
+    one, other = (tiny_model(seed=seed) for seed in (0, 1))
+    rows = [extract_features(m, paths, tmp_path / "cache").rows for m in (one, other)]
+    expected = [extract_features(m, paths).rows for m in (one, other)]
+    assert torch.equal(rows[0], expected[0])
+    assert torch.equal(rows[1], expected[1])
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
+    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
+    (tmp_path / "file").touch()
+    assert extract_features(tiny_model(), paths, tmp_path / "file").rows.shape == (6, 8)
+
+
+def test_the_plan_says_when_windows_are_ready_and_what_is_wrong(tmp_path: Path) -> None:
+    colour_folder(tmp_path / "train", 40)
+    (tmp_path / "train" / "rare").mkdir()
+    noisy(UNKNOWN_COLOUR, 0).save(tmp_path / "train" / "rare" / "one.png")
+    colour_folder(tmp_path / "val", 10, start=50)
+
+    class Keep(Silent):
+        def plan(self, plan, config) -> None:
+            self.kept = plan
+
+    keeper = Keep()
+    run(tmp_path, tmp_path / "m", keeper, radius_ratio=1.05)
+    plan = keeper.kept
+    assert plan.steps == 6 * 5  # 81 photos in batches of 16; the lone last photo is left out
+    assert plan.start_step == 12
+    by_name = {row["name"]: row for row in plan.classes}
+    assert by_name["red"]["ready_step"] == 1
+    assert by_name["red"]["window_full_step"] == 3
+    assert by_name["rare"]["ready_step"] == 11
+    notes = " ".join(plan.notes)
+    assert "radius ratio 1.05" in notes
+    assert "'rare' has only 1 training photo" in notes
+    assert "'rare' has no validation photo" in notes
+    assert json.dumps(plan.to_dict())
+    answer = load(tmp_path / "m", backbone=tiny_backbone()).predict(noisy(COLOURS["red"], 3))[0]
+    assert answer.nearest_class == "red"
+
+
+def test_rare_classes_are_noted(photos: Path) -> None:
+    from knownot.data.image_folder import read_splits
+
+    config = settings(photos, Path("m"), epochs=1, batch_size=4)
+    splits = read_splits(photos)
+    model = tiny_model()
+    model.vos.min_count = 30
+    assert any("late or never: green, red" in n for n in make_plan(model, splits, config, "cpu").notes)
+
+
+def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
+    flags = {"data": Path("photos"), "epochs": 7, "phi": "free-mlp", "tail_probability": 1e-6}
+    file = tmp_path / "c.yaml"
+    file.write_text(make_config(flags).to_yaml())
+    assert make_config({}, file) == make_config(flags)
+    assert make_config({"epochs": 9, "alpha": None}, file).epochs == 9
+    assert yaml.safe_load(file.read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: p\nepoch: 3", "epoch: unknown setting; did you mean epochs"),
+        ("data: p\nalpha: 7", "alpha: .* got 7"),
+        ("data: p\nfinetune: some", "finetune: .* got 'some'"),
+        ("- a list", "expected `key: value` lines"),
+        ("a: [", "not valid YAML"),
+        ("epochs: 3", "no folder of photos was given"),
+    ],
+)
+def test_wrong_configuration_files_are_explained(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        make_config({}, file)
+
+
+def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read"):
+        make_config({}, tmp_path / "no.yaml")
+
+
+def test_many_wide_classes_take_streaming_moments() -> None:
+    config = make_config({"data": Path("p")})
+    assert config.vos_settings(10, 128).gaussians == "window"
+    assert config.vos_settings(1000, 2048).gaussians == "streaming"
+    assert (config.bottleneck_for(1280), config.bottleneck_for(128)) == (64, None)
+    assert make_config({"data": Path("p"), "bottleneck": 0}).bottleneck_for(1280) is None
+
+
+def test_pixels_helper_matches_saved_photos(tmp_path: Path) -> None:
+    """The helper's tensors are what reading the saved files gives."""
+    path = tmp_path / "a.png"
+    noisy(COLOURS["red"], 5).save(path)
+    model = tiny_model()
+    assert torch.equal(model.preprocessing.read(path), pixels(1, COLOURS["red"], 5)[0])
