@@ -156,7 +156,9 @@ def print_tables(results: dict[str, Any]) -> None:
         ("known photos called unknown at α = 0.05", lambda r: 100 * r["flagged_id"]),
         ("photos to model folder, s", lambda r: r["seconds"]),
     ):
-        print(f"| {title} | " + " | ".join(_spread(map(value, by_method[m])) for m in methods) + " |")
+        print(
+            f"| {title} | " + " | ".join(_spread(map(value, by_method[m])) for m in methods) + " |"
+        )
     print(f"\nFPR95, %, ID positive: mean over the OOD sets without {APART} / {NEAR} alone\n")
     print("| score | " + " | ".join(methods) + " |\n|---|" + "---|" * len(methods))
     names = list(next(iter(next(iter(runs))["sets"].values())))

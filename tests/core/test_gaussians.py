@@ -188,7 +188,9 @@ def test_cholesky_never_fails(kind: type[ClassGaussians], shrinkage, features: T
     assert factor.isfinite().all()
     assert (factor.diagonal() > 0).all()
     covariance = gaussians.covariance()
-    assert torch.allclose(factor @ factor.T, covariance, rtol=1e-6, atol=float(covariance.max()) * 1e-9)
+    assert torch.allclose(
+        factor @ factor.T, covariance, rtol=1e-6, atol=float(covariance.max()) * 1e-9
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -203,7 +203,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("size", [1e4, -1e4, 6e4])
 def test_logits_of_ten_thousand_in_float16(size: float) -> None:
-    head, vos = make()
+    _, vos = make()
     logits = torch.full((8, 3), size, dtype=torch.float16, requires_grad=True)
     score = vos.ood_score(logits)
     assert score.isfinite().all()
@@ -241,9 +241,7 @@ def test_fewer_samples_than_dimensions() -> None:
 @pytest.mark.parametrize("background", [0, 2, 3])
 def test_background_column_takes_no_part(background: int) -> None:
     head = nn.Linear(4, 4)
-    vos = VirtualOutlierLoss(
-        head=head, num_classes=3, feature_dim=4, background_index=background
-    )
+    vos = VirtualOutlierLoss(head=head, num_classes=3, feature_dim=4, background_index=background)
     logits = torch.randn(5, 4)
     other = logits.clone()
     other[:, background] = 50

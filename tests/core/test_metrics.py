@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_oscr_is_the_area_under_its_curve(known, unknown, seed) -> None:
     for threshold in sorted({*known, *unknown}):
         rate = sum(c and s <= threshold for s, c in zip(known, correct, strict=True)) / len(known)
         points.append((sum(u <= threshold for u in unknown) / len(unknown), rate))
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
     assert ours == pytest.approx(area)
 
 
@@ -79,9 +80,7 @@ def test_metrics_are_pytorch_oods(levels: int | None, seed: int) -> None:
     assert metrics.auroc(known, unknown) == pytest.approx(theirs["AUROC"], abs=1e-6)
     assert metrics.aupr_in(known, unknown) == pytest.approx(theirs["AUPR-IN"], abs=1e-6)
     assert metrics.aupr_out(known, unknown) == pytest.approx(theirs["AUPR-OUT"], abs=1e-6)
-    assert metrics.fpr95_ood_positive(known, unknown) == pytest.approx(
-        theirs["FPR95TPR"], abs=1e-6
-    )
+    assert metrics.fpr95_ood_positive(known, unknown) == pytest.approx(theirs["FPR95TPR"], abs=1e-6)
     # The papers' convention is theirs with the sets exchanged and the scores turned around.
     assert metrics.fpr95(known, unknown) == pytest.approx(
         peer(-unknown, -known)["FPR95TPR"], abs=1e-6

