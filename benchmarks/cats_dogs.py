@@ -28,6 +28,7 @@ from torch import Tensor
 
 import knownot
 from knownot.cli.allocator import keep_freed_memory
+from knownot.core.calibration import flagged
 from knownot.core.combination import CombinedScore
 from knownot.core.metrics import auroc, fpr95
 from knownot.data.image_folder import list_photos, read_labelled
@@ -107,7 +108,7 @@ def _measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
     val_scores = _scores(model, _outputs(model, val.paths, cache))
     correct = id_output.logits.argmax(1) == torch.tensor(known.labels)
     p_values = model.p_values(id_output, id_scores, model.default_score)
-    flagged = int((p_values < model.alpha - 1e-12).sum())
+    unknown = int(flagged(p_values, model.alpha).sum())
     combinations = {
         " + ".join(parts): CombinedScore(parts).fit(val_scores)
         for parts in ABLATION
@@ -125,8 +126,8 @@ def _measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
             }
     return {
         "accuracy": float(correct.double().mean()),
-        "flagged_id": flagged / len(known),
-        "flagged_id_interval": binomial_interval(flagged, len(known)),
+        "flagged_id": unknown / len(known),
+        "flagged_id_interval": binomial_interval(unknown, len(known)),
         "sets": sets,
     }
 

@@ -98,7 +98,16 @@ class ConformalCalibration:
 
     def is_unknown(self, scores: Tensor, alpha: float, groups: Tensor | None = None) -> Tensor:
         """Whether `p < alpha`, shape (N,), bool."""
-        return self.p_value(scores, groups) < alpha - 1e-12
+        return flagged(self.p_value(scores, groups), alpha)
+
+
+def flagged(p_values: Tensor, alpha: float) -> Tensor:
+    """Whether `p < alpha`, of p-values (N,), float64; bool (N,).
+
+    A p-value is a ratio of integers: one that equals alpha on paper, such as 5/100 and 0.05, must
+    not be flagged because of its last bit.
+    """
+    return p_values < alpha - 1e-12
 
 
 def _p_value(sorted_scores: Tensor, scores: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from knownot.core.calibration import flagged
 from knownot.core.metrics import auroc, fpr95
 from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.classifier import UnknownAwareClassifier, VosSettings
@@ -105,12 +106,12 @@ def measure_digits(
     output = model(images)
     known = model.scores(output)
     p_values = model.p_values(output, known, model.default_score)
-    flagged = int((p_values < model.alpha - 1e-12).sum())
+    rejected = int(flagged(p_values, model.alpha).sum())
     unknown = {name: model.scores(model(photos)) for name, photos in sets.ood.items()}
     numbers = {
         "accuracy": float((output.logits.argmax(1) == labels).double().mean()),
-        "flagged_id": flagged / len(labels),
-        "flagged_id_interval": binomial_interval(flagged, len(labels)),
+        "flagged_id": rejected / len(labels),
+        "flagged_id_interval": binomial_interval(rejected, len(labels)),
         "ood": {
             name: {
                 score: {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from knownot.core import metrics
+from knownot.core.calibration import flagged
 from knownot.data.image_folder import list_photos, read_labelled
 from knownot.data.reading import read_batches
 from knownot.errors import DataError
@@ -110,7 +111,7 @@ def evaluate(
         DataError: If a folder is missing, empty, or holds no readable photo.
     """
     score = score or model.default_score
-    alpha = alpha or model.alpha
+    alpha = model.valid_alpha(alpha)
     threshold = model.threshold(alpha, score)
     known = read_labelled(id_folder, model.classes)
     # All folders are looked at before any photo is read: a wrong path is told at once.
@@ -201,7 +202,7 @@ def _summary(
     alpha: float,
     threshold: float,
 ) -> dict[str, Any]:
-    flagged = id_set.p_values < alpha - 1e-12
+    unknown = flagged(id_set.p_values, alpha)
     summary: dict[str, Any] = {
         "task": "classify",
         "n_id": len(id_set.paths),
@@ -209,8 +210,8 @@ def _summary(
         "alpha": alpha,
         "score": score,
         "threshold": threshold,
-        "flagged_id": float(flagged.double().mean()),
-        "flagged_id_interval": binomial_interval(int(flagged.sum()), len(flagged)),
+        "flagged_id": float(unknown.double().mean()),
+        "flagged_id_interval": binomial_interval(int(unknown.sum()), len(unknown)),
         "ood": {},
         "skipped": {
             str(path): reason
@@ -226,7 +227,7 @@ def _summary(
             "n": len(ood.paths),
             **by_score[score],
             "oscr": metrics.oscr(id_set.scores[score], id_set.correct, ood.scores[score]),
-            "flagged": float((ood.p_values < alpha - 1e-12).double().mean()),
+            "flagged": float(flagged(ood.p_values, alpha).double().mean()),
             "scores": by_score,
         }
     if ood_sets:

@@ -11,6 +11,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 
 import knownot
+from knownot.core.calibration import flagged
 from knownot.data.photo import open_photo
 from knownot.errors import DataError
 from knownot.evaluation.figures import histograms, roc_curves
@@ -46,7 +47,7 @@ def _mistakes(report: Report) -> list[dict[str, Any]]:
     """Galleries of the most confident mistakes, worst first."""
     alpha, id_set = report.summary["alpha"], report.id_set
     classes_wrong = torch.nonzero(~id_set.correct).flatten()
-    flagged = torch.nonzero(id_set.p_values < alpha - 1e-12).flatten()
+    unknown = torch.nonzero(flagged(id_set.p_values, alpha)).flatten()
     galleries = [
         _gallery(
             "Known photos of the wrong class, most confident first",
@@ -56,11 +57,11 @@ def _mistakes(report: Report) -> list[dict[str, Any]]:
         _gallery(
             "Known photos called unknown, highest score first",
             id_set,
-            flagged[id_set.scores[report.score][flagged].argsort(descending=True)],
+            unknown[id_set.scores[report.score][unknown].argsort(descending=True)],
         ),
     ]
     for ood in report.ood_sets:
-        missed = torch.nonzero(ood.p_values >= alpha - 1e-12).flatten()
+        missed = torch.nonzero(~flagged(ood.p_values, alpha)).flatten()
         order = missed[ood.scores[report.score][missed].argsort()]
         galleries.append(_gallery(f"{ood.name}: accepted as known, lowest score first", ood, order))
     return [gallery for gallery in galleries if gallery["total"]]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from knownot.core.calibration import ConformalCalibration
+from knownot.core.calibration import ConformalCalibration, flagged
 from knownot.core.combination import CombinedScore
 from knownot.core.energy import energy
 from knownot.core.gaussians import Shrinkage
@@ -213,7 +213,18 @@ class UnknownAwareClassifier(nn.Module):
 
     def threshold(self, alpha: float | None = None, score: str | None = None) -> float:
         """The score above which a photo is unknown (of the pooled calibration)."""
-        return self._calibration(score or self.default_score).threshold(alpha or self.alpha)
+        return self._calibration(score or self.default_score).threshold(self.valid_alpha(alpha))
+
+    def valid_alpha(self, alpha: float | None) -> float:
+        """The given alpha, or the model's own for None.
+
+        Raises:
+            ConfigError: If it is outside (0, 1).
+        """
+        alpha = self.alpha if alpha is None else alpha
+        if not 0 < alpha < 1:
+            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
+        return alpha
 
     def _calibration(self, score: str) -> ConformalCalibration:
         if not self.calibrations:
@@ -269,11 +280,8 @@ class UnknownAwareClassifier(nn.Module):
     ) -> Iterator[Prediction]:
         """Like `predict`, one answer after another in bounded memory."""
         score = score or self.default_score
-        calibration = self._calibration(score)
-        alpha = self.alpha if alpha is None else alpha
-        if not 0 < alpha < 1:
-            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
-        del calibration
+        self._calibration(score)  # a wrong name is told before any photo is read
+        alpha = self.valid_alpha(alpha)
         done = 0
         skipped: dict[Any, str] = {}
         batches = read_batches(
@@ -306,10 +314,11 @@ class UnknownAwareClassifier(nn.Module):
         scores = self.scores(output)
         p_values = self.p_values(output, scores, score)
         confidence, index = output.logits.float().softmax(1).max(1)
+        unknown = flagged(p_values, alpha).tolist()
         return [
             Prediction(
-                label=UNKNOWN if p < alpha - 1e-12 else self.classes[k],
-                is_unknown=p < alpha - 1e-12,
+                label=UNKNOWN if unknown[row] else self.classes[k],
+                is_unknown=unknown[row],
                 ood_score=float(scores[score][row]),
                 p_value=p,
                 nearest_class=self.classes[k],
