@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,12 @@ import typer
 from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from knownot.evaluation.evaluate import Report
+
+
+_SHOWN = ("fpr95", "fpr95_ood_positive", "auroc")
 
 
 def evaluate(
@@ -97,8 +103,27 @@ def _print(report: Report) -> None:
             f"{100 * row['aupr_in']:.1f} / {100 * row['aupr_out']:.1f}",
         )
     table.add_section()
-    mean = "mean over sets"
     table.add_row(
-        mean, "", "", percent(summary["mean_fpr95"]), "", percent(summary["mean_auroc"]), ""
+        "mean over sets",
+        "",
+        "",
+        percent(summary["mean_fpr95"]),
+        "",
+        percent(summary["mean_auroc"]),
+        "",
     )
     out.print(table)
+    out.print(_every_score(summary))
+
+
+def _every_score(summary: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="every score, mean over sets", title_justify="left")
+    for heading in ("score", "FPR95", "FPR95 (OOD+)", "AUROC"):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    sets = list(summary["ood"].values())
+    for name in sets[0]["scores"]:
+        values = ([s["scores"][name][key] for s in sets] for key in _SHOWN)
+        table.add_row(name, *(percent(mean(v)) for v in values))
+    return table

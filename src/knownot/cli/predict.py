@@ -70,6 +70,8 @@ def predict(
     if json_output:
         form = Format.jsonl
     form = form or _by_ending(output)
+    if form is Format.table and output is not None:
+        raise DataError(f"{output}: a table is for the screen; use --format jsonl or csv")
     paths = _expand(photos)
     loaded = load(model, device=device)
     answers = []
@@ -121,7 +123,7 @@ def _by_ending(output: Path | None) -> Format:
 
 
 def _write(answers: list[Prediction], form: Format, output: Path | None) -> None:
-    if form is Format.table and output is None:
+    if form is Format.table:
         _print_table(answers)
         return
     if output is None:

@@ -286,9 +286,9 @@ def _metrics(
         "task": "classify",
         "n_train": len(train_labels),
         "n_val": len(val_labels),
-        "val_accuracy": float(correct.float().mean()),
+        "val_accuracy": float(correct.double().mean()),
         "val_accuracy_per_class": {
-            name: float(correct[val_labels == k].float().mean())
+            name: float(correct[val_labels == k].double().mean())
             for k, name in enumerate(model.classes)
             if (val_labels == k).any()
         },

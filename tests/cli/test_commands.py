@@ -1,0 +1,331 @@
+"""The commands as a user types them, on small real files: output, files, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import knownot
+from knownot.cli.main import main
+from knownot.models.model_folder import load
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
+
+COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+# Real ImageNet weights from the package index at a size that takes a second.
+SMALL = ("--image-size", "32", "--epochs", "40", "--batch-size", "16", "--device", "cpu")
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def knownot_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the entry point in this process: the same code as the script, without its start."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["knownot", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    colour_folder(root / "train", 30)
+    colour_folder(root / "val", 40, start=100)
+    colour_folder(root / "test", 20, start=200)
+    for i in range(12):
+        (root / "ood" / "blue").mkdir(parents=True, exist_ok=True)
+        noisy(UNKNOWN_COLOUR, i).save(root / "ood" / "blue" / f"blue-{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder written by the command itself, in a process of its own."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    command = [sys.executable, "-m", "knownot", "train", str(photos), "-o", str(folder), *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert "Plan" in done.stderr
+    assert "radius ratio" in done.stderr
+    assert "accuracy on validation photos" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(knownot_command: Run, command: str) -> None:
+    result = knownot_command(command, "--help")
+    assert result.code == 0
+    assert f"knownot {command}" in result.out.split("Usage:")[1].split("\n", 1)[1]
+    for option in ("--json", "--seed"):
+        assert option in result.out
+
+
+def test_the_group_lists_commands_and_exit_codes(knownot_command: Run) -> None:
+    result = knownot_command("--help")
+    assert all(command in result.out for command in COMMANDS)
+    assert "130 interrupted" in result.out
+    assert knownot_command("--version").out == f"knownot {knownot.__version__}\n"
+
+
+@pytest.mark.parametrize("args", [("trian",), ("train", "--epoch"), ("predict", "model/")])
+def test_a_wrong_command_line_is_two(knownot_command: Run, args: tuple[str, ...]) -> None:
+    result = knownot_command(*args)
+    assert result.code == 2
+    assert result.out == ""
+
+
+def test_train_writes_a_model_folder_that_loads(model: Path) -> None:
+    loaded = load(model)
+    assert loaded.classes == sorted(COLOURS)
+    config = yaml.safe_load((model / "training" / "config.yaml").read_text())
+    assert config["image_size"] == 32
+    assert config["epochs"] == 40
+
+
+def test_the_saved_configuration_trains_the_same_model(
+    knownot_command: Run, model: Path, tmp_path: Path
+) -> None:
+    result = knownot_command(
+        "train", "--config", model / "training" / "config.yaml", "-o", tmp_path / "again", "--json"
+    )
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["val_accuracy"] > 0.9
+    first, second = load(model), load(tmp_path / "again")
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5), name
+
+
+def test_train_json_is_one_object_and_the_plan_is_silent(
+    knownot_command: Run, photos: Path, tmp_path: Path
+) -> None:
+    result = knownot_command("train", photos, "-o", tmp_path / "m", *SMALL, "--json")
+    assert result.code == 0
+    numbers = json.loads(result.out)
+    assert numbers["model"] == str(tmp_path / "m")
+    assert numbers["n_train"] == 60
+    assert "Plan" not in result.err
+
+
+def test_an_existing_model_is_kept(knownot_command: Run, photos: Path, model: Path) -> None:
+    before = (model / "model.safetensors").stat().st_mtime_ns
+    result = knownot_command("train", photos, "-o", model, *SMALL)
+    assert result.code == 1
+    assert "--overwrite" in result.err
+    assert (model / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("train", "nowhere"), "nowhere"),
+        (("train",), "no folder of photos was given"),
+        (("train", "{photos}", "--arch", "resnet5O"), "did you mean"),
+        (("train", "{photos}", "--alpha", "1.5"), "alpha"),
+        (("train", "{photos}", "--config", "none.yaml"), "none.yaml"),
+        (("train", "{photos}/ood", "-o", "{tmp}/m"), "one class"),
+        (("predict", "nowhere", "{photos}/ood"), "nowhere"),
+        (("predict", "{model}", "no-such-photo.jpg"), "no-such-photo.jpg"),
+        (("predict", "{model}", "{photos}/*.gif"), "*.gif"),
+        (("predict", "{model}", "{photos}/ood", "--alpha", "0"), "alpha"),
+        (("predict", "{model}", "{photos}/ood", "--score", "entropy"), "mahalanobis"),
+        (("predict", "{model}", "{photos}/ood", "-o", "{tmp}/answers.txt"), ".jsonl or .csv"),
+        (("predict", "{model}", "{photos}/ood", "-o", "{tmp}/a.csv", "--format", "table"), "table"),
+        (("evaluate", "{model}", "--id", "nowhere"), "nowhere"),
+        (("evaluate", "{model}", "--id", "{photos}/test", "--ood", "nowhere"), "nowhere"),
+        (("evaluate", "{model}", "--id", "{photos}/ood"), "blue"),
+        (("info", "{photos}"), "config.json"),
+    ],
+)
+def test_mistakes_are_one_sentence_that_names_them(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path, args, said: str
+) -> None:
+    filled = [a.format(photos=photos, model=model, tmp=tmp_path) for a in args]
+    result = knownot_command(*filled)
+    assert result.code == 1
+    assert "error:" in result.err
+    assert said in result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_predict_prints_a_table(knownot_command: Run, photos: Path, model: Path) -> None:
+    red, blue = photos / "test" / "red" / "0200.png", photos / "ood" / "blue"
+    result = knownot_command("predict", model, red, blue)
+    assert result.code == 0
+    lines = [line for line in result.out.splitlines() if ".png" in line]
+    assert len(lines) == 13
+    assert "red" in lines[0]
+    assert sum("unknown" in line for line in lines[1:]) >= 10
+    assert "13 photos" in result.out
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("to_file", [True, False])
+def test_predict_writes_lines_for_programs(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path, form: str, to_file: bool
+) -> None:
+    pattern = f"{photos}/test/**/020*.png"
+    target = tmp_path / "new" / f"answers.{form}"
+    option = ("-o", target) if to_file else ("--format", form)
+    result = knownot_command("predict", model, pattern, *option)
+    assert result.code == 0, result.err
+    text = target.read_text() if to_file else result.out
+    if form == "jsonl":
+        rows = [json.loads(line) for line in text.splitlines()]
+        assert set(rows[0]["scores"]) >= {"vos", "knn", "combined"}
+    else:
+        rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 20
+    expected = load(model).predict([row["path"] for row in rows])
+    for row, answer in zip(rows, expected, strict=True):
+        assert row["label"] == answer.label
+        assert float(row["ood_score"]) == pytest.approx(answer.ood_score, rel=1e-3, abs=1e-4)
+        assert str(row["is_unknown"]) == str(answer.is_unknown)
+    if to_file:
+        assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_bad_photos_are_answers_with_an_error_and_exit_one(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_text("not a photo")
+    noisy(COLOURS["red"], 5).convert("L").save(tmp_path / "grey.png")
+    result = knownot_command("predict", model, tmp_path, "--json")
+    assert result.code == 1
+    rows = {Path(row["path"]).name: row for row in map(json.loads, result.out.splitlines())}
+    assert "bad.jpg" in rows["bad.jpg"]["error"]
+    assert rows["bad.jpg"]["is_unknown"] is None
+    assert rows["grey.png"]["error"] is None
+    assert "bad.jpg" in result.err
+
+
+def test_annotated_copies(knownot_command: Run, photos: Path, model: Path, tmp_path: Path) -> None:
+    result = knownot_command(
+        "predict", model, photos / "ood" / "blue", "--save-images", tmp_path / "seen"
+    )
+    assert result.code == 0
+    copies = sorted((tmp_path / "seen").iterdir())
+    assert [path.stem for path in copies] == [f"blue-{i:02}" for i in range(12)]
+    with Image.open(copies[0]) as image:
+        assert image.height > 32
+
+
+def test_evaluate_takes_any_number_of_folders(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    noisy(UNKNOWN_COLOUR, 1).save(more / "a.png")
+    result = knownot_command(
+        "evaluate", model, "--id", photos / "test", "--ood", photos / "ood" / "blue", more,
+        "-o", tmp_path / "report",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    for said in ("40 known photos", "blue", "more", "mean over sets", "every score", "FPR95"):
+        assert said in result.out
+    assert "report.html" in result.err
+    summary = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert set(summary["ood"]) == {"blue", "more"}
+    assert summary["ood"]["blue"]["auroc"] > 0.9
+
+    printed = knownot_command(
+        "evaluate", model, "--id", photos / "test", "--ood", photos / "ood" / "blue", "--ood", more,
+        "--json", "-o", tmp_path / "report",
+    )  # fmt: skip
+    assert json.loads(printed.out) == summary
+
+
+def test_the_report_has_a_place_by_default(knownot_command: Run, photos: Path, model: Path) -> None:
+    assert knownot_command("evaluate", model, "--id", photos / "test").code == 0
+    assert (model.parent / "model-evaluation" / "report.html").is_file()
+
+
+def test_info_describes_model_and_machine(knownot_command: Run, model: Path) -> None:
+    facts = json.loads(knownot_command("info", model, "--json").out)
+    assert facts["classes"] == sorted(COLOURS)
+    assert facts["default score"] == "combined"
+    assert facts["calibration photos"] == 80
+    assert "tf_efficientnet_lite0" in knownot_command("info", model).out
+    machine = json.loads(knownot_command("info", "--json").out)
+    assert machine["torch"] == torch.__version__ or machine["torch"] in torch.__version__
+
+
+def test_unknown_settings_in_a_file_are_named(
+    knownot_command: Run, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("epoch: 3\n")
+    result = knownot_command("train", photos, "--config", tmp_path / "c.yaml")
+    assert result.code == 1
+    assert "did you mean epochs" in result.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process")
+def test_ctrl_c_and_resume_end_in_the_same_model(photos: Path, tmp_path: Path) -> None:
+    """A real process, a real signal: interrupted after its first epochs, resumed, compared."""
+    run = [sys.executable, "-m", "knownot", "train", str(photos), "--image-size", "32"]
+    run += ["--finetune", "all", "--epochs", "8", "--batch-size", "12", "--workers", "0"]
+    run += ["--device", "cpu"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    once = subprocess.run([*run, "-o", str(whole)], capture_output=True, text=True)
+    assert once.returncode == 0, once.stderr
+
+    process = subprocess.Popen(
+        [*run, "-o", str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert not broken.exists()
+
+    resumed = subprocess.run([*run, "-o", str(broken), "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = load(whole), load(broken)
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4), name
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "broken"}
+
+
+def test_help_fits_a_narrow_screen(knownot_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    result = knownot_command("train", "--help")
+    assert result.code == 0
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", result.out).splitlines())) <= 60
