@@ -64,7 +64,7 @@ def test_a_person_is_not_a_cat(trained: Path, ood_photos: Path, cats_dogs: Path)
     assert sum(answer.label == "dog" for answer in dogs) > 30
 
 
-def test_fine_tuning_the_whole_network(shared_data: Path, cats_dogs: Path, tmp_path: Path) -> None:
+def test_fine_tuning_the_whole_network(cats_dogs: Path, tmp_path: Path) -> None:
     for split, count in (("train", 16), ("val", 24)):
         for name in ("cat", "dog"):
             link_photos(cats_dogs / split / name, tmp_path / "photos" / split / name, count)
