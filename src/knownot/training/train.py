@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
-from knownot.errors import ConfigError, DataError, TrainingError
+from knownot.errors import ConfigError, DataError
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import check_free, choose_device, save
+from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.lightning_module import (
@@ -170,15 +171,10 @@ def train(
 def _build(
     config: TrainConfig, classes: list[str], backbone: torch.nn.Module | None
 ) -> UnknownAwareClassifier:
-    architecture = config.arch
-    preprocessing = None
+    architecture, preprocessing = "custom", Preprocessing()
     if backbone is None:
+        architecture = config.arch
         backbone, preprocessing = create_backbone(config.arch, config.weights)
-    else:
-        architecture = "custom"
-    from knownot.models.preprocessing import Preprocessing
-
-    preprocessing = preprocessing or Preprocessing()
     if config.image_size is not None:
         preprocessing = preprocessing.model_copy(update={"image_size": config.image_size})
     width = feature_width(backbone, preprocessing.image_size)
@@ -238,13 +234,11 @@ def _fit(
     steps = per_epoch * config.n_epochs
     model.vos.start_step = int(config.vos_start * steps)
     module = VosTraining(model, config, steps)
-    accelerator = {"cuda": "gpu"}.get(choose_device(config.device).type, "auto")
-    if choose_device(config.device).type in ("cpu", "mps"):
-        accelerator = choose_device(config.device).type
+    device = choose_device(config.device).type
     with _quiet():
         trainer = L.Trainer(
             max_epochs=config.n_epochs,
-            accelerator=accelerator,
+            accelerator="gpu" if device == "cuda" else device,
             devices=1,
             precision=config.precision,  # type: ignore[arg-type]
             logger=[CSVLogger(run.logs, "", "csv"), TensorBoardLogger(run.logs, "", "tensorboard")],
@@ -261,7 +255,6 @@ def _fit(
             enable_model_summary=False,
             log_every_n_steps=1,
             num_sanity_val_steps=0,
-            gradient_clip_val=None,
         )
         batches = training_batches(dataset, size, config)
         try:
@@ -374,6 +367,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-__all__ = ["Reporter", "Silent", "TrainResult", "TrainingError", "train"]
