@@ -57,7 +57,7 @@ class Preprocessing(BaseModel):
         crop = v2.Compose(
             [
                 v2.RandomResizedCrop(
-                    self.image_size, scale=(0.35, 1.0), interpolation=v2.InterpolationMode.BILINEAR
+                    self.image_size, scale=(0.35, 1.0), interpolation=v2.InterpolationMode.BICUBIC
                 ),
                 v2.RandomHorizontalFlip(),
                 v2.PILToTensor(),
