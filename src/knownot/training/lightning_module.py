@@ -75,7 +75,6 @@ class VosTraining(L.LightningModule):
             max_lr=[group["lr"] for group in groups],
             total_steps=max(2, self.total_steps),
             pct_start=warmup,
-            cycle_momentum=False,
         )
         return {
             "optimizer": optimizer,

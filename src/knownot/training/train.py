@@ -232,7 +232,7 @@ def _fit(
     size = len(dataset)
     per_epoch = steps_per_epoch(size, config)
     steps = per_epoch * config.n_epochs
-    model.vos.start_step = int(config.vos_start * steps)
+    model.vos.start_step = int(config.vos_start_share * steps)
     module = VosTraining(model, config, steps)
     device = choose_device(config.device).type
     with _quiet():
