@@ -272,6 +272,19 @@ def test_any_floating_dtype_is_taken_in(kind, dtype: torch.dtype) -> None:
     assert torch.allclose(gaussians.means, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_a_row_the_window_cannot_hold_is_as_if_it_were_not_there(value) -> None:
+    features = torch.randn(9, 3, dtype=torch.float64)
+    features[4, 1] = value
+    labels = torch.arange(9) % 2
+    gaussians, without = WindowGaussians(2, 3), WindowGaussians(2, 3)
+    gaussians.update(features, labels)
+    keep = torch.arange(9) != 4
+    without.update(features[keep], labels[keep])
+    assert torch.equal(gaussians.counts, without.counts)
+    assert torch.allclose(gaussians.covariance(), without.covariance())
+
+
 def test_wrong_arguments_are_named() -> None:
     for kind in KINDS:
         with pytest.raises(ValueError, match="num_classes"):

@@ -73,7 +73,10 @@ class ClassGaussians(FixedDtypeModule):
         raise NotImplementedError  # abstract
 
     def empirical_covariance(self) -> Tensor:
-        """Shared covariance before shrinkage, shape (D, D), float64 (equation 2 without ridge)."""
+        """Shared covariance before shrinkage, shape (D, D), float64 (equation 2 without ridge).
+
+        A new tensor at every call.
+        """
         raise NotImplementedError  # abstract
 
     def covariance(self) -> Tensor:
@@ -87,8 +90,8 @@ class ClassGaussians(FixedDtypeModule):
             ridge = weight * mean_variance
         else:
             ridge = torch.full_like(mean_variance, PAPER_RIDGE)
-        ridge = ridge + _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR
-        return covariance + torch.diag_embed(ridge.expand(self.feature_dim))
+        covariance.diagonal().add_(ridge + _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR)
+        return covariance
 
     def cholesky(self) -> Tensor:
         """Lower factor `L` of the covariance, `L L^T = Sigma`, shape (D, D), float64.
@@ -102,6 +105,7 @@ class ClassGaussians(FixedDtypeModule):
         return torch.where(info == 0, factor, fallback)
 
     def _usable(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Which rows (N,) have a class and hold finite numbers; features of the state's dtype."""
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ValueError(
                 f"features: expected shape (N, {self.feature_dim}), got {tuple(features.shape)}"
@@ -111,7 +115,8 @@ class ClassGaussians(FixedDtypeModule):
                 f"labels: expected shape ({features.shape[0]},), got {tuple(labels.shape)}"
             )
         in_range = (labels >= 0) & (labels < self.num_classes)
-        return in_range & features.isfinite().all(dim=1)
+        # A sum is finite only if all its terms are, and float64 sums of float32 cannot overflow.
+        return in_range & features.sum(dim=1).isfinite()
 
 
 class WindowGaussians(ClassGaussians):
@@ -159,8 +164,8 @@ class WindowGaussians(ClassGaussians):
         # static. It is float32 in any precision: what leaves must equal what entered.
         self.register_fixed("window", torch.zeros(k * queue_size + 1, d, dtype=torch.float32))
         self.register_buffer("seen", torch.zeros(k, dtype=torch.int64))
-        # The sums are of `h - origin_k`: centred near the class mean, they keep their digits when
-        # the mean is much larger than the spread.
+        # The sums are of `h - origin_k`, with a feature of the class as origin: they keep their
+        # digits when the mean is much larger than the spread.
         self.register_fixed("origin", torch.zeros(k, d, dtype=f64))
         self.register_fixed("totals", torch.zeros(k, d, dtype=f64))
         self.register_fixed("scatter", torch.zeros(d, d, dtype=f64))
@@ -184,52 +189,45 @@ class WindowGaussians(ClassGaussians):
     def empirical_covariance(self) -> Tensor:
         counts = self.counts
         # sum (h - mu)(h - mu)^T = sum (h - c)(h - c)^T - sum_k n_k (mu_k - c_k)(mu_k - c_k)^T
-        shift = self.totals / counts.clamp(min=1).to(self.totals.dtype).sqrt().unsqueeze(1)
-        centred = self.scatter - shift.T @ shift
-        return centred / counts.sum().clamp(min=1)
+        shift = self.totals / counts.clamp(min=1).unsqueeze(1)
+        centred = torch.addmm(self.scatter, self.totals.T, shift, alpha=-1)
+        return centred.div_(counts.sum().clamp(min=1))
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        features = features.detach()
-        usable = self._usable(features, labels)
+        # First in the precision of the window, so that what leaves equals what entered.
+        rows = features.detach().to(self.window.dtype).to(self.origin.dtype)
+        usable = self._usable(rows, labels)
+        rows = torch.where(usable.unsqueeze(1), rows, 0)
         q, k = self.queue_size, self.num_classes
-        label = torch.where(usable, labels, k).long()  # class K: rows to be ignored
-        rank, in_batch = rank_within_class(label, k + 1)
-        seen = torch.cat([self.seen, self.seen.new_zeros(1)])
+        # Rows to be ignored are a class of their own when ranked, and add zeros to class 0 after.
+        rank, in_batch = rank_within_class(torch.where(usable, labels, k).long(), k + 1)
+        label = torch.where(usable, labels, 0).long()
+        seen = self.seen[label]
 
         # A batch may hold more rows of a class than its window: only the last Q of them stay.
         stays = usable & (rank >= in_batch[label] - q)
-        slot = (seen[label] + rank) % q
-        row = torch.where(stays, label * q + slot, k * q)
-        leaves = stays & (slot < seen[label])
+        slot = (seen + rank) % q
+        place = torch.where(stays, label * q + slot, k * q)
+        # The first row of a class is its origin, zero until then; the others add nothing to it.
+        first = usable & (seen + rank == 0)
+        self.origin.index_add_(0, label, rows * first.to(rows.dtype).unsqueeze(1))
 
-        kept_label = torch.where(stays, label, 0)
-        entering = torch.where(stays.unsqueeze(1), features, 0).to(self.window.dtype)
-        leaving = self.window[row]
-        origin = self._origin_with(entering, kept_label, stays)
-        added = torch.where(stays.unsqueeze(1), entering.to(origin.dtype) - origin[kept_label], 0)
-        removed = torch.where(leaves.unsqueeze(1), leaving.to(origin.dtype) - origin[kept_label], 0)
-
-        self.totals.index_add_(0, kept_label, added - removed)
-        # One product for both: (a; r)^T (a; -r).
-        both = torch.cat([added, removed])
-        self.scatter.addmm_(both.T, torch.cat([added, -removed]))
-        self.window.index_copy_(0, row, entering)
-        self.seen += in_batch[:k]
+        origin = self.origin.index_select(0, label)
+        leaving = self.window.index_select(0, place).to(rows.dtype)
+        added = (rows - origin) * stays.to(rows.dtype).unsqueeze(1)
+        removed = (leaving - origin) * (stays & (slot < seen)).to(rows.dtype).unsqueeze(1)
+        change = added - removed
+        self.totals.index_add_(0, label, change)
+        # a^T a - r^T r is the symmetric part of (a - r)^T (a + r): one product instead of two.
+        product = change.T @ (added + removed)
+        self.scatter.add_(product + product.T, alpha=0.5)
+        self.window.index_copy_(0, place, rows.to(self.window.dtype))
+        self.seen.add_(in_batch[:k])
 
         self._updates += 1
         if self._updates % self.refresh_every == 0:
             self.refresh()
-
-    def _origin_with(self, entering: Tensor, label: Tensor, stays: Tensor) -> Tensor:
-        """Place the origin of classes met for the first time at the mean of their first rows."""
-        weight = stays.to(self.origin.dtype)
-        number = weight.new_zeros(self.num_classes).index_add_(0, label, weight)
-        total = torch.zeros_like(self.origin).index_add_(0, label, entering.to(self.origin.dtype))
-        first = (self.seen == 0) & (number > 0)
-        mean = total / number.clamp(min=1).unsqueeze(1)
-        self.origin.copy_(torch.where(first.unsqueeze(1), mean, self.origin))
-        return self.origin
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -298,11 +296,11 @@ class StreamingGaussians(ClassGaussians):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        usable = self._usable(features, labels)
-        dtype = self.centres.dtype
+        rows = features.detach().to(self.centres.dtype)
+        usable = self._usable(rows, labels)
         label = torch.where(usable, labels, 0).long()
-        rows = torch.where(usable.unsqueeze(1), features.detach(), 0).to(dtype)
-        weight = usable.to(dtype)
+        rows = torch.where(usable.unsqueeze(1), rows, 0)
+        weight = usable.to(rows.dtype)
         number = torch.zeros_like(self.weights).index_add_(0, label, weight)
         total = torch.zeros_like(self.centres).index_add_(0, label, rows)
 
@@ -359,13 +357,9 @@ def oas_weight(covariance: Tensor, count: Tensor) -> Tensor:
         Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", 2010, in
         the form that scikit-learn's `OAS` uses.
     """
-    dim = covariance.shape[0]
-    # Scaled to unit mean variance first: the squares below then neither overflow nor vanish.
     scale = covariance.diagonal().mean()
-    scaled = covariance / torch.where(scale > 0, scale, 1.0)
-    mean_square = scaled.square().mean()
-    mu_squared = scaled.diagonal().mean().square()
-    numerator = mean_square + mu_squared
-    denominator = (count + 1.0) * (mean_square - mu_squared / dim)
-    weight = numerator / torch.where(denominator > 0, denominator, 1.0)
-    return torch.where(denominator > 0, weight, 1.0).clamp(0.0, 1.0)
+    # Of the covariance scaled to unit mean variance: squares that neither overflow nor vanish.
+    mean_square = (covariance / torch.where(scale > 0, scale, 1.0)).square().mean()
+    weight = (mean_square + 1) / ((count + 1.0) * (mean_square - 1 / covariance.shape[0]))
+    # At most 0 only for a multiple of the identity, or no spread at all.
+    return torch.where(weight > 0, weight, 1.0).clamp(max=1.0)

@@ -42,7 +42,7 @@ def tail_radii(
         raise ValueError(
             f"draws: expected at least the {kept} outliers kept per class, got {draws}"
         )
-    exponential = torch.empty(shape, dtype=tail.log_r2.dtype, device=tail.log_r2.device)
+    exponential = torch.empty(shape, dtype=tail.cubics.dtype, device=tail.cubics.device)
     exponential.exponential_(generator=generator)
     remaining = draws - torch.arange(kept, dtype=exponential.dtype, device=exponential.device)
     # -log of the order statistics: u_(n) = V1^(1/n), u_(n-1) = u_(n) V2^(1/(n-1)), and so on,

@@ -49,14 +49,13 @@ def uncertainty_loss(
     Reference:
         Du et al., ICLR 2022, equation 6, averaged over all rows together as the authors' code does.
     """
-    logits = torch.cat([id_logits, outlier_logits])
-    target = torch.cat([torch.ones_like(id_logits), torch.zeros_like(outlier_logits)])
+    # -log sigmoid(x) = softplus(-x)
+    losses = F.softplus(torch.cat([-id_logits, outlier_logits]))
     if id_weights is None and outlier_weights is None:
-        return F.binary_cross_entropy_with_logits(logits, target)
+        return losses.mean()
     ones_id = torch.ones_like(id_logits) if id_weights is None else id_weights
     ones_out = torch.ones_like(outlier_logits) if outlier_weights is None else outlier_weights
     weights = torch.cat([ones_id, ones_out])
-    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
 
 
@@ -244,8 +243,8 @@ class VirtualOutlierLoss(nn.Module):
         ready = self.ready()
         in_range = (labels >= 0) & (labels < self.num_classes)
         some_ready = ready.any()
-        id_phi = self.phi(-self.energy(logits))
-        outlier_phi = self.phi(-self.energy(outlier_logits))
+        both = self.phi(-self.energy(torch.cat([logits, outlier_logits])))
+        id_phi, outlier_phi = both.split([len(logits), len(outlier_logits)])
         id_weights = (in_range & some_ready).to(id_phi.dtype)
         outlier_weights = ready.repeat_interleave(self.outliers_per_class).to(id_phi.dtype)
         return self.weight * uncertainty_loss(id_phi, outlier_phi, id_weights, outlier_weights)
