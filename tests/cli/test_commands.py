@@ -295,7 +295,7 @@ def test_unknown_settings_in_a_file_are_named(
 def test_ctrl_c_and_resume_end_in_the_same_model(photos: Path, tmp_path: Path) -> None:
     """A real process, a real signal: interrupted after its first epochs, resumed, compared."""
     run = [sys.executable, "-m", "knownot", "train", str(photos), "--image-size", "32"]
-    run += ["--finetune", "all", "--epochs", "8", "--batch-size", "12", "--workers", "0"]
+    run += ["--finetune", "all", "--epochs", "8", "--batch-size", "12"]
     run += ["--device", "cpu"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     once = subprocess.run([*run, "-o", str(whole)], capture_output=True, text=True)
@@ -322,6 +322,23 @@ def test_ctrl_c_and_resume_end_in_the_same_model(photos: Path, tmp_path: Path) -
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4), name
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "broken"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="about processes that fork")
+def test_ctrl_c_while_workers_start_is_not_lost(photos: Path, tmp_path: Path) -> None:
+    """The signal comes within the hooks of a fork, where Python drops exceptions."""
+    program = (
+        "import os, signal\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "from knownot.cli.main import main\n"
+        "main()\n"
+    )
+    run = [sys.executable, "-c", program, "train", str(photos), "-o", str(tmp_path / "m")]
+    run += ["--image-size", "32", "--finetune", "all", "--epochs", "1", "--device", "cpu"]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130, ended.stderr
+    assert "--resume" in ended.stderr
+    assert not (tmp_path / "m").exists()
 
 
 def test_help_fits_a_narrow_screen(knownot_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

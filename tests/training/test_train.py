@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +105,20 @@ class Interrupt(Silent):
         return [Press()]
 
 
-@pytest.mark.parametrize("finetune", ["head", "all"])
+@pytest.mark.parametrize(
+    ("finetune", "workers", "workers_after"), [("head", 0, 0), ("all", 2, 2), ("all", 2, 0)]
+)
 @pytest.mark.parametrize("epoch", [0, 4])
 def test_resuming_after_ctrl_c_gives_the_same_model(
-    photos: Path, tmp_path: Path, finetune: str, epoch: int
+    photos: Path, tmp_path: Path, finetune: str, workers: int, workers_after: int, epoch: int
 ) -> None:
-    run(photos, tmp_path / "whole", finetune=finetune)
+    run(photos, tmp_path / "whole", finetune=finetune, workers=workers)
     with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "broken", Interrupt(epoch), finetune=finetune)
+        run(photos, tmp_path / "broken", Interrupt(epoch), finetune=finetune, workers=workers)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not (tmp_path / "broken").exists()
     assert (tmp_path / ".broken.run" / "checkpoints" / "last.ckpt").exists() == (epoch > 0)
-    run(photos, tmp_path / "broken", finetune=finetune, resume=True)
+    run(photos, tmp_path / "broken", finetune=finetune, workers=workers_after, resume=True)
     assert not (tmp_path / ".broken.run").exists()
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     for key, value in whole.items():
@@ -131,10 +135,21 @@ def test_resume_refuses_other_settings_and_names_them(photos: Path, tmp_path: Pa
     run(photos, tmp_path / "m", resume=True, alpha=0.1)  # concerns what comes after training
 
 
-def test_a_new_run_does_not_pick_up_an_interrupted_one(photos: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_resumed(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "m")
+    with pytest.raises(ConfigError, match="it is finished"):
+        run(photos, tmp_path / "m", resume=True)
+
+
+def test_a_new_run_neither_picks_up_nor_loses_an_interrupted_one(
+    photos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(photos, tmp_path / "m", Interrupt(4), seed=1)
-    run(photos, tmp_path / "m", seed=2)
+    with pytest.raises(ConfigError, match="--resume to go on"):
+        run(photos, tmp_path / "m", seed=2)
+    assert (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists()
+    run(photos, tmp_path / "m", seed=2, overwrite=True)
     run(photos, tmp_path / "fresh", seed=2)
     one, other = weights(tmp_path / "m"), weights(tmp_path / "fresh")
     assert all(torch.equal(one[key], other[key]) for key in one)

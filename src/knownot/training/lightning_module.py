@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from knownot.data.image_folder import PhotoSet
 from knownot.data.photo import open_photo
@@ -22,12 +24,25 @@ from knownot.training.config import TrainConfig
 class VosTraining(L.LightningModule):
     """Cross-entropy plus virtual outlier loss, on backbone features (head) or photos (all)."""
 
-    def __init__(self, model: UnknownAwareClassifier, config: TrainConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: UnknownAwareClassifier,
+        dataset: FeatureRows | AugmentedPhotos,
+        config: TrainConfig,
+        steps: int,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.dataset = dataset
         self.config = config
         self.total_steps = steps
         model.backbone.requires_grad_(config.finetune == "all")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        # Asked for after a checkpoint is restored, and the workers read ahead at once: told of the
+        # epoch later, as Lightning does, a resumed run would begin with the order of the first.
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return training_batches(self.dataset, self.config, progress.processed)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, labels = batch
@@ -94,29 +109,45 @@ class VosTraining(L.LightningModule):
             cause = "the virtual outlier loss overflowed; lower --vos-weight or --lr"
         return (
             f"the loss is not finite in epoch {self.current_epoch + 1}, step {self.global_step + 1}: "
-            f"{cause}. Then start again; features that were computed are kept"
+            f"{cause}. Then start anew with --overwrite; features that were computed are kept"
         )
 
 
-class EpochShuffle(Sampler[int]):
-    """Random order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
+class EpochShuffle(Sampler[tuple[int, int]]):
+    """Random order and, with each index, the seed of its augmentation.
 
-    def __init__(self, size: int, seed: int, generator: torch.Generator) -> None:
+    Both depend on seed and epoch alone: a resumed run repeats them, with any number of workers.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
-        self.generator = generator
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before an epoch."""
         self.epoch = epoch
-        # The loader draws its workers' seeds from this generator: their augmentations follow too.
-        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
 
     def __len__(self) -> int:
         return self.size
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         own = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.size, generator=own).tolist()
+        order = torch.randperm(self.size, generator=own)
+        seeds = torch.randint(2**62, (self.size,), generator=own)
+        yield from zip(order.tolist(), seeds.tolist(), strict=True)
+
+
+class FeatureRows(Dataset[tuple[Tensor, Tensor]]):
+    """Cached backbone features for training the head: rows (N, D), labels (N,)."""
+
+    def __init__(self, rows: Tensor, labels: Tensor) -> None:
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, _ = drawn
+        return self.rows[index], self.labels[index]
 
 
 class AugmentedPhotos(Dataset[tuple[Tensor, int]]):
@@ -129,27 +160,51 @@ class AugmentedPhotos(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = drawn
         try:
-            pixels = self.preprocessing.augment(self.photos.paths[index])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                pixels = self.preprocessing.augment(self.photos.paths[index])
         except DataError as error:
             # Photos are checked before training: this one changed since.
             raise TrainingError(f"{error} (it was readable when training started)") from None
         return pixels, self.photos.labels[index]
 
 
+class _Batches(DataLoader[Any]):
+    """A loader that starts its workers undisturbed by Ctrl-C, which takes effect right after.
+
+    Python runs the hooks of a fork with exceptions ignored: a `KeyboardInterrupt` there is lost, and
+    so is the lock of `logging`, on which the process then hangs.
+    """
+
+    def __iter__(self) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return super().__iter__()
+        pressed: list[int] = []
+        handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+        try:
+            return super().__iter__()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            if pressed:
+                signal.raise_signal(signal.SIGINT)
+
+
 def training_batches(
-    dataset: Dataset[Any] | TensorDataset, size: int, config: TrainConfig
+    dataset: FeatureRows | AugmentedPhotos, config: TrainConfig, first_epoch: int
 ) -> DataLoader[Any]:
-    """Shuffled batches whose order and augmentation depend on seed and epoch alone."""
-    generator = torch.Generator().manual_seed(config.seed)
-    workers = config.workers if config.finetune == "all" else 0
-    return DataLoader(
+    """Batches in the order of `EpochShuffle`, beginning with that of `first_epoch`."""
+    size = len(dataset)
+    sampler = EpochShuffle(size, config.seed)
+    sampler.set_epoch(first_epoch)
+    return _Batches(
         dataset,
         batch_size=config.n_batch,
-        sampler=EpochShuffle(size, config.seed, generator),
-        generator=generator,
-        num_workers=workers,
+        sampler=sampler,
+        generator=torch.Generator(),  # else the loader disturbs the one that draws the outliers
+        num_workers=config.workers if config.finetune == "all" else 0,
         # A last batch of one photo has no variance for batch normalisation.
         drop_last=size % config.n_batch == 1 and size > 1,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,21 +21,20 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
 from knownot.errors import ConfigError, DataError
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.model_folder import check_free, choose_device, save
+from knownot.models.model_folder import CONFIG, check_free, choose_device, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.lightning_module import (
     AugmentedPhotos,
+    FeatureRows,
     VosTraining,
     readable,
-    training_batches,
 )
 from knownot.training.model_card import model_card
 from knownot.training.plan import Plan, make_plan, steps_per_epoch
@@ -110,8 +111,8 @@ def train(
     """
     started = time.monotonic()
     reporter = reporter or Silent()
-    check_free(config.output, config.overwrite)
     run = _RunFolder(config)
+    check_free(config.output, config.overwrite)
     splits = read_splits(config.data, config.val_fraction, config.seed)
     L.seed_everything(config.seed, verbose=False)
     device = choose_device(config.device)
@@ -132,7 +133,7 @@ def train(
             model, splits.val, cache, reporter, skipped, "features of validation photos"
         )
         _check_left(train_labels, val_labels, model.classes, config.data)
-        _fit(model, TensorDataset(train_rows, train_labels), config, run, reporter)
+        _fit(model, FeatureRows(train_rows, train_labels), config, run, reporter)
     else:
         _check_left(
             torch.tensor(splits.train.labels),
@@ -224,16 +225,14 @@ def _check_left(train: Tensor, val: Tensor, classes: list[str], data: Path) -> N
 
 def _fit(
     model: UnknownAwareClassifier,
-    dataset: Any,
+    dataset: FeatureRows | AugmentedPhotos,
     config: TrainConfig,
     run: _RunFolder,
     reporter: Reporter,
 ) -> None:
-    size = len(dataset)
-    per_epoch = steps_per_epoch(size, config)
-    steps = per_epoch * config.n_epochs
+    steps = steps_per_epoch(len(dataset), config) * config.n_epochs
     model.vos.start_step = int(config.vos_start_share * steps)
-    module = VosTraining(model, config, steps)
+    module = VosTraining(model, dataset, config, steps)
     device = choose_device(config.device).type
     with _quiet():
         trainer = L.Trainer(
@@ -256,12 +255,9 @@ def _fit(
             log_every_n_steps=1,
             num_sanity_val_steps=0,
         )
-        batches = training_batches(dataset, size, config)
-        try:
-            trainer.fit(module, batches, ckpt_path=run.checkpoint())
-        except SystemExit:  # Lightning turns Ctrl-C into an exit
-            raise KeyboardInterrupt from None
-    if trainer.interrupted:
+        with _plain_interrupt():
+            trainer.fit(module, ckpt_path=run.checkpoint())
+    if trainer.interrupted:  # some versions of Lightning return as if nothing had happened
         raise KeyboardInterrupt
 
 
@@ -303,11 +299,16 @@ class _RunFolder:
         self.logs = self.root / "logs"
         self.checkpoints = self.root / "checkpoints"
         if config.resume and not self.root.is_dir():
-            raise ConfigError(
-                f"resume: no interrupted run for {config.output}; leave --resume out to start one"
-            )
+            finished = (config.output / CONFIG).is_file()
+            remedy = "it is finished" if finished else "leave --resume out to start one"
+            raise ConfigError(f"resume: no interrupted run for {config.output}; {remedy}")
         if config.resume:
             self._check_same()
+        elif self.checkpoint() and not config.overwrite:
+            raise ConfigError(
+                f"{config.output}: an interrupted run is kept; add --resume to go on with it, or "
+                "--overwrite to start anew"
+            )
 
     def open(self) -> None:
         """Make the folder; what an earlier run left is removed unless this one resumes it."""
@@ -350,6 +351,22 @@ class _RunFolder:
                 f"resume: settings differ from the interrupted run: {', '.join(changed)}; use the "
                 "same ones, or leave --resume out to start anew"
             )
+
+
+@contextmanager
+def _plain_interrupt() -> Iterator[None]:
+    """Undo what Lightning does on Ctrl-C: it ignores all further ones and exits the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except (SystemExit, RuntimeError) as error:
+        # A RuntimeError: its clean-up fails when no batch has been read yet.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
