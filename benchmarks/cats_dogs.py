@@ -1,7 +1,7 @@
 """Cats and dogs against eleven OOD sets: cross-entropy and VOS on the same photos and seeds.
 
-    python benchmarks/cats_dogs.py                          # frozen backbone, 3 seeds, ~6 min on 2 cores
-    python benchmarks/cats_dogs.py --finetune all --seeds 0 1   # end to end, 160 px, ~1 h on 2 cores
+    python benchmarks/cats_dogs.py                          # frozen backbone, 3 seeds, 2 to 6 min on 2 cores
+    python benchmarks/cats_dogs.py --finetune all --seeds 0 1   # end to end, 160 px, 6 to 16 min a seed
 
 Prints tables in Markdown and writes them with all numbers to `<output>/cats_dogs_<finetune>.json`.
 Nothing is tuned on the OOD sets: scores, their combination and the thresholds come from training
