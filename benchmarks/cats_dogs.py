@@ -68,7 +68,7 @@ def main() -> None:
         settings |= {"image_size": 160, "epochs": options.epochs}
     results_file = options.output / f"cats_dogs_{options.finetune}.json"
     options.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"settings": settings, "machine": _machine(), "runs": {}}
+    results: dict[str, Any] = {"settings": settings, "machine": machine(), "runs": {}}
     if results_file.is_file():
         before = json.loads(results_file.read_text())
         if before["settings"] == settings and before["machine"] == results["machine"]:
@@ -95,7 +95,7 @@ def main() -> None:
                 train(config, cache=cache)
                 seconds = time.monotonic() - started
                 kept = cache if options.finetune == "head" else None
-                run = _measure(Path(scratch, "model"), options.data, kept)
+                run = measure(Path(scratch, "model"), options.data, kept)
                 run["seconds"] = seconds
                 run["method"] = method
                 results["runs"][name] = run
@@ -106,7 +106,7 @@ def main() -> None:
     print(f"\nall numbers: {results_file}")
 
 
-def _measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
+def measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
     """Every score on the ID test photos and all OOD photos, from one pass through the backbone."""
     model = knownot.load(folder)
     known = read_labelled(data / "cats_dogs" / "test", model.classes)
@@ -192,7 +192,7 @@ def print_tables(results: dict[str, Any]) -> None:
         ("photos to model folder, s", lambda r: r["seconds"]),
     ):
         print(
-            f"| {title} | " + " | ".join(_spread(map(value, by_method[m])) for m in methods) + " |"
+            f"| {title} | " + " | ".join(spread(map(value, by_method[m])) for m in methods) + " |"
         )
     between = [100 * stdev(r["flagged_id_resplit"]) for r in runs]
     print(f"\nknown photos called unknown, std between new splits: {mean(between):.1f} points")
@@ -202,9 +202,9 @@ def print_tables(results: dict[str, Any]) -> None:
     for name in names:
         cells = []
         for method in methods:
-            means = [_mean_fpr(r, name) for r in by_method[method]]
+            means = [mean_fpr(r, name) for r in by_method[method]]
             near = [100 * r["sets"][NEAR][name]["fpr95"] for r in by_method[method]]
-            cells.append(f"{_spread(means)} / {_spread(near)}")
+            cells.append(f"{spread(means)} / {spread(near)}")
         print(f"| {name} | " + " | ".join(cells) + " |")
     shown = [*SINGLE, "combined"]
     print("\nFPR95, %, of every set, VOS-trained, mean over seeds\n")
@@ -214,7 +214,7 @@ def print_tables(results: dict[str, Any]) -> None:
         print(f"| {ood} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
 
 
-def _mean_fpr(run: dict[str, Any], score: str) -> float:
+def mean_fpr(run: dict[str, Any], score: str) -> float:
     return mean(100 * s[score]["fpr95"] for name, s in run["sets"].items() if name != APART)
 
 
@@ -222,12 +222,17 @@ def _mean_resplit(run: dict[str, Any]) -> float:
     return mean(run["flagged_id_resplit"])
 
 
-def _spread(values: Any) -> str:
+def spread(values: Any) -> str:
     values = list(values)
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def _machine() -> dict[str, Any]:
+def default_data() -> Path:
+    """Where the photos are: `KNOWNOT_DATA`, or beside the checkout."""
+    return Path(os.environ.get("KNOWNOT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def machine() -> dict[str, Any]:
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -238,10 +243,7 @@ def _machine() -> dict[str, Any]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shared = Path(__file__).parents[2] / "shared" / "data"
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("KNOWNOT_DATA", shared)), help="photos"
-    )
+    parser.add_argument("--data", type=Path, default=default_data(), help="photos")
     parser.add_argument("--finetune", choices=["head", "all"], default="head")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=4, help="with --finetune all")

@@ -62,9 +62,7 @@ def train(
     ] = None,
     vos_start: Annotated[
         float | None,
-        typer.Option(
-            help="Share of steps before VOS. (default: head 0.4, all 0.1)", rich_help_panel=_METHOD
-        ),
+        typer.Option(help="Share of steps before VOS. (default: 0.4)", rich_help_panel=_METHOD),
     ] = None,
     queue_size: Annotated[
         int | None,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,30 +14,24 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
-from knownot.errors import ConfigError, DataError
+from knownot.errors import DataError
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.model_folder import CONFIG, check_free, choose_device, save
+from knownot.models.model_folder import check_free, choose_device, save
 from knownot.models.preprocessing import Preprocessing
+from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
-from knownot.training.lightning_module import (
-    AugmentedPhotos,
-    FeatureRows,
-    VosTraining,
-    readable,
-)
+from knownot.training.interrupts import ctrl_c_between_steps
+from knownot.training.lightning_module import VosTraining
 from knownot.training.model_card import model_card
 from knownot.training.plan import Plan, make_plan, steps_per_epoch
-
-# Settings that may differ when an interrupted run goes on: they do not touch its result.
-_FREE_ON_RESUME = {"device", "workers", "resume", "overwrite", "alpha", "classwise", "knn_k"}
+from knownot.training.run_folder import RunFolder
 
 
 class Reporter(Protocol):
@@ -111,57 +102,35 @@ def train(
     """
     started = time.monotonic()
     reporter = reporter or Silent()
-    run = _RunFolder(config)
+    run = RunFolder(config)
     check_free(config.output, config.overwrite)
     splits = read_splits(config.data, config.val_fraction, config.seed)
     L.seed_everything(config.seed, verbose=False)
     device = choose_device(config.device)
     model = _build(config, splits.train.classes, backbone).to(device)
+    skipped: dict[Path, str] = {}
     if config.finetune == "all":
-        splits, skipped = _without_bad_photos(splits)
-    else:
-        skipped = {}
+        splits = _readable_splits(splits, skipped, config.data)
     reporter.plan(make_plan(model, splits, config, str(device)), config)
     run.open()
 
-    cache = cache or default_cache()
     if config.finetune == "head":
-        train_rows, train_labels = _features(
-            model, splits.train, cache, reporter, skipped, "features of training photos"
-        )
-        val_rows, val_labels = _features(
-            model, splits.val, cache, reporter, skipped, "features of validation photos"
-        )
-        _check_left(train_labels, val_labels, model.classes, config.data)
-        _fit(model, FeatureRows(train_rows, train_labels), config, run, reporter)
+        cache = cache or default_cache()
+        learned, val = _features(model, splits, cache, reporter, skipped)
+        _check_left(learned.labels, val.labels, model.classes, config.data)
+        _fit(model, learned, config, run, reporter)
     else:
-        _check_left(
-            torch.tensor(splits.train.labels),
-            torch.tensor(splits.val.labels),
-            model.classes,
-            config.data,
-        )
-        _fit(model, AugmentedPhotos(splits.train, model), config, run, reporter)
-        model.to(device)
-        train_rows, train_labels = _features(
-            model, splits.train, None, reporter, skipped, "features of training photos"
-        )
-        val_rows, val_labels = _features(
-            model, splits.val, None, reporter, skipped, "features of validation photos"
-        )
+        photos = AugmentedPhotos(splits.train, model.preprocessing)
+        _fit(model, photos, config, run, reporter)
+        learned, val = _features(model.to(device), splits, None, reporter, skipped)
     model.to(device).eval()
-    model.fit_scores(train_rows, train_labels, config.knn_k)
-    model.calibrate(val_rows, config.classwise)
-    metrics = _metrics(model, train_labels, val_rows, val_labels, time.monotonic() - started)
+    model.fit_scores(learned.rows, learned.labels, config.knn_k)
+    model.calibrate(val.rows, config.classwise)
+    metrics = _metrics(model, learned, val, time.monotonic() - started)
 
     def add_training_files(folder: Path) -> None:
-        training = folder / "training"
-        training.mkdir()
-        (training / "config.yaml").write_text(config.to_yaml())
-        (training / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        listed = {str(path): reason for path, reason in skipped.items()}
-        (training / "skipped.json").write_text(json.dumps(listed, indent=2) + "\n")
-        run.copy_logs(training)
+        _write_training_files(folder / "training", config, metrics, skipped)
+        run.copy_logs(folder / "training")
         (folder / "README.md").write_text(model_card(model, config, metrics))
 
     save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
@@ -194,24 +163,34 @@ def _build(
     return model.to(memory_format=torch.channels_last)
 
 
-def _without_bad_photos(splits: Splits) -> tuple[Splits, dict[Path, str]]:
+def _readable_splits(splits: Splits, skipped: dict[Path, str], data: Path) -> Splits:
     train, bad_train = readable(splits.train)
     val, bad_val = readable(splits.val)
-    return Splits(train, val, splits.warnings), bad_train | bad_val
+    skipped.update(bad_train | bad_val)
+    _check_left(_labels(train), _labels(val), train.classes, data)
+    return Splits(train, val, splits.warnings)
+
+
+def _labels(photos: PhotoSet) -> Tensor:
+    return torch.tensor(photos.labels, dtype=torch.int64)
 
 
 def _features(
     model: UnknownAwareClassifier,
-    photos: PhotoSet,
+    splits: Splits,
     cache: Path | None,
     reporter: Reporter,
     skipped: dict[Path, str],
-    stage: str,
-) -> tuple[Tensor, Tensor]:
-    progress = reporter.stage(stage, len(photos))
-    features = extract_features(model, photos.paths, cache, progress)
-    skipped.update(features.skipped)
-    return features.rows, torch.tensor(photos.labels, dtype=torch.int64)[features.indices]
+) -> tuple[FeatureRows, FeatureRows]:
+    """Backbone features of training and validation photos; adds to `skipped`."""
+
+    def rows(photos: PhotoSet, kind: str) -> FeatureRows:
+        progress = reporter.stage(f"features of {kind} photos", len(photos))
+        features = extract_features(model, photos.paths, cache, progress)
+        skipped.update(features.skipped)
+        return FeatureRows(features.rows, _labels(photos)[features.indices])
+
+    return rows(splits.train, "training"), rows(splits.val, "validation")
 
 
 def _check_left(train: Tensor, val: Tensor, classes: list[str], data: Path) -> None:
@@ -227,14 +206,14 @@ def _fit(
     model: UnknownAwareClassifier,
     dataset: FeatureRows | AugmentedPhotos,
     config: TrainConfig,
-    run: _RunFolder,
+    run: RunFolder,
     reporter: Reporter,
 ) -> None:
     steps = steps_per_epoch(len(dataset), config) * config.n_epochs
-    model.vos.start_step = int(config.vos_start_share * steps)
+    model.vos.start_step = int(config.vos_start * steps)
     module = VosTraining(model, dataset, config, steps)
     device = choose_device(config.device).type
-    with _quiet():
+    with _quiet(), ctrl_c_between_steps() as stop:
         trainer = L.Trainer(
             max_epochs=config.n_epochs,
             accelerator="gpu" if device == "cuda" else device,
@@ -249,37 +228,31 @@ def _fit(
                     enable_version_counter=False,
                 ),
                 *reporter.callbacks(),
+                stop,
             ],
             enable_progress_bar=False,  # the reporter draws its own
             enable_model_summary=False,
             log_every_n_steps=1,
             num_sanity_val_steps=0,
         )
-        with _plain_interrupt():
-            trainer.fit(module, ckpt_path=run.checkpoint())
-    if trainer.interrupted:  # some versions of Lightning return as if nothing had happened
-        raise KeyboardInterrupt
+        trainer.fit(module, ckpt_path=run.checkpoint())
 
 
 @torch.no_grad()
 def _metrics(
-    model: UnknownAwareClassifier,
-    train_labels: Tensor,
-    val_rows: Tensor,
-    val_labels: Tensor,
-    seconds: float,
+    model: UnknownAwareClassifier, learned: FeatureRows, val: FeatureRows, seconds: float
 ) -> dict[str, Any]:
-    output = model.classify(val_rows.to(model.device))
-    correct = output.logits.argmax(1).cpu() == val_labels
+    output = model.classify(val.rows.to(model.device))
+    correct = output.logits.argmax(1).cpu() == val.labels
     return {
         "task": "classify",
-        "n_train": len(train_labels),
-        "n_val": len(val_labels),
+        "n_train": len(learned),
+        "n_val": len(val),
         "val_accuracy": float(correct.double().mean()),
         "val_accuracy_per_class": {
-            name: float(correct[val_labels == k].double().mean())
+            name: float(correct[val.labels == k].double().mean())
             for k, name in enumerate(model.classes)
-            if (val_labels == k).any()
+            if (val.labels == k).any()
         },
         "alpha": model.alpha,
         "score": model.default_score,
@@ -290,83 +263,14 @@ def _metrics(
     }
 
 
-class _RunFolder:
-    """Checkpoint and logs of a run in progress, beside the model folder to be."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.root = config.output.parent / f".{config.output.name}.run"
-        self.logs = self.root / "logs"
-        self.checkpoints = self.root / "checkpoints"
-        if config.resume and not self.root.is_dir():
-            finished = (config.output / CONFIG).is_file()
-            remedy = "it is finished" if finished else "leave --resume out to start one"
-            raise ConfigError(f"resume: no interrupted run for {config.output}; {remedy}")
-        if config.resume:
-            self._check_same()
-        elif self.checkpoint() and not config.overwrite:
-            raise ConfigError(
-                f"{config.output}: an interrupted run is kept; add --resume to go on with it, or "
-                "--overwrite to start anew"
-            )
-
-    def open(self) -> None:
-        """Make the folder; what an earlier run left is removed unless this one resumes it."""
-        try:
-            if not self.config.resume:
-                shutil.rmtree(self.root, ignore_errors=True)
-            self.logs.mkdir(parents=True, exist_ok=True)
-            (self.root / "config.yaml").write_text(self.config.to_yaml())
-        except OSError as error:
-            raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
-
-    def checkpoint(self) -> Path | None:
-        """The last complete epoch, or None."""
-        last = self.checkpoints / "last.ckpt"
-        return last if last.is_file() else None
-
-    def copy_logs(self, training: Path) -> None:
-        """Put CSV and TensorBoard logs into the model folder."""
-        for name in ("csv", "tensorboard"):
-            if (self.logs / name).is_dir():
-                shutil.copytree(self.logs / name, training / name)
-
-    def remove(self) -> None:
-        """The run is complete."""
-        shutil.rmtree(self.root, ignore_errors=True)
-
-    def _check_same(self) -> None:
-        try:
-            before = TrainConfig(**yaml.safe_load((self.root / "config.yaml").read_text()))
-        except (OSError, TypeError, ValueError) as error:
-            raise ConfigError(f"resume: {self.root}/config.yaml is damaged ({error})") from None
-        now, then = self.config.model_dump(), before.model_dump()
-        changed = [
-            f"{key} ({then[key]} -> {now[key]})"
-            for key in now
-            if now[key] != then[key] and key not in _FREE_ON_RESUME
-        ]
-        if changed:
-            raise ConfigError(
-                f"resume: settings differ from the interrupted run: {', '.join(changed)}; use the "
-                "same ones, or leave --resume out to start anew"
-            )
-
-
-@contextmanager
-def _plain_interrupt() -> Iterator[None]:
-    """Undo what Lightning does on Ctrl-C: it ignores all further ones and exits the process."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except (SystemExit, RuntimeError) as error:
-        # A RuntimeError: its clean-up fails when no batch has been read yet.
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+def _write_training_files(
+    training: Path, config: TrainConfig, metrics: dict[str, Any], skipped: dict[Path, str]
+) -> None:
+    training.mkdir()
+    (training / "config.yaml").write_text(config.to_yaml())
+    (training / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    listed = {str(path): reason for path, reason in skipped.items()}
+    (training / "skipped.json").write_text(json.dumps(listed, indent=2) + "\n")
 
 
 @contextmanager

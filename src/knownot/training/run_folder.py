@@ -1,0 +1,78 @@
+"""Checkpoint and logs of a run in progress, kept until its model folder is complete."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from knownot.errors import ConfigError, DataError
+from knownot.models.model_folder import CONFIG
+from knownot.training.config import TrainConfig
+
+# Settings that may differ when an interrupted run goes on: they do not touch its result.
+_FREE_ON_RESUME = {"device", "workers", "resume", "overwrite", "alpha", "classwise", "knn_k"}
+
+
+class RunFolder:
+    """Checkpoint and logs of a run in progress, beside the model folder to be."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.root = config.output.parent / f".{config.output.name}.run"
+        self.logs = self.root / "logs"
+        self.checkpoints = self.root / "checkpoints"
+        if config.resume and not self.root.is_dir():
+            finished = (config.output / CONFIG).is_file()
+            remedy = "it is finished" if finished else "leave --resume out to start one"
+            raise ConfigError(f"resume: no interrupted run for {config.output}; {remedy}")
+        if config.resume:
+            self._check_same()
+        elif self.checkpoint() and not config.overwrite:
+            raise ConfigError(
+                f"{config.output}: an interrupted run is kept; add --resume to go on with it, or "
+                "--overwrite to start anew"
+            )
+
+    def open(self) -> None:
+        """Make the folder; what an earlier run left is removed unless this one resumes it."""
+        try:
+            if not self.config.resume:
+                shutil.rmtree(self.root, ignore_errors=True)
+            self.logs.mkdir(parents=True, exist_ok=True)
+            (self.root / "config.yaml").write_text(self.config.to_yaml())
+        except OSError as error:
+            raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
+
+    def checkpoint(self) -> Path | None:
+        """The last complete epoch, or None."""
+        last = self.checkpoints / "last.ckpt"
+        return last if last.is_file() else None
+
+    def copy_logs(self, training: Path) -> None:
+        """Put CSV and TensorBoard logs into the model folder."""
+        for name in ("csv", "tensorboard"):
+            if (self.logs / name).is_dir():
+                shutil.copytree(self.logs / name, training / name)
+
+    def remove(self) -> None:
+        """The run is complete."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _check_same(self) -> None:
+        try:
+            before = TrainConfig(**yaml.safe_load((self.root / "config.yaml").read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise ConfigError(f"resume: {self.root}/config.yaml is damaged ({error})") from None
+        now, then = self.config.model_dump(), before.model_dump()
+        changed = [
+            f"{key} ({then[key]} -> {now[key]})"
+            for key in now
+            if now[key] != then[key] and key not in _FREE_ON_RESUME
+        ]
+        if changed:
+            raise ConfigError(
+                f"resume: settings differ from the interrupted run: {', '.join(changed)}; use the "
+                "same ones, or leave --resume out to start anew"
+            )
