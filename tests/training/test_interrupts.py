@@ -66,6 +66,17 @@ def test_an_exit_is_an_interrupt_and_errors_stay_errors() -> None:
         raise ValueError("cause")
 
 
+def test_a_process_that_ignores_it_goes_on() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell script
+    try:
+        with ctrl_c_between_steps() as stop:
+            press()
+            stop.on_train_batch_end()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_in_a_thread_nothing_is_changed() -> None:
     seen = []
 

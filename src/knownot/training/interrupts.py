@@ -31,15 +31,15 @@ class StopBetweenSteps(Callback):
 def ctrl_c_between_steps() -> Iterator[StopBetweenSteps]:
     """Around Lightning's `fit`, which is to be given the callback.
 
-    A second Ctrl-C takes effect at once. In a thread, or where no Python code handles the signal,
-    nothing is changed.
+    A second Ctrl-C takes effect at once. In a thread, or where no Python code handles the signal
+    (it is ignored in the background of a shell script), nothing is changed.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C; Lightning by itself would exit the process.
     """
     stop = StopBetweenSteps()
     handler = signal.getsignal(signal.SIGINT)
-    ours = threading.current_thread() is threading.main_thread() and handler is not None
+    ours = threading.current_thread() is threading.main_thread() and callable(handler)
 
     def press(number: int, frame: Any) -> None:
         stop.pressed = True
