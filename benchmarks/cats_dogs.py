@@ -4,9 +4,9 @@
     python benchmarks/cats_dogs.py --finetune all --seeds 0 1   # end to end, 160 px, 6 to 16 min a seed
 
 Prints tables in Markdown and writes them with all numbers to `<output>/cats_dogs_<finetune>.json`.
-Nothing is tuned on the OOD sets: scores, their combination and the thresholds come from training
-and validation photos alone. Results are written after every run, and a run already in the file
-with the same settings is not repeated.
+Scores, their combination and the thresholds come from training and validation photos alone; how the
+settings were found is told in docs/results.md. Results are written after every run, and a run
+already in the file with the same settings is not repeated.
 """
 
 from __future__ import annotations
@@ -68,11 +68,8 @@ def main() -> None:
         settings |= {"image_size": 160, "epochs": options.epochs}
     results_file = options.output / f"cats_dogs_{options.finetune}.json"
     options.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"settings": settings, "machine": machine(), "runs": {}}
-    if results_file.is_file():
-        before = json.loads(results_file.read_text())
-        if before["settings"] == settings and before["machine"] == results["machine"]:
-            results = before
+    fresh = {"settings": settings, "machine": machine(), "runs": {}}
+    results = with_earlier_runs(results_file, fresh)
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch, "cache")  # empty: the first run's time is a new user's
         for seed in options.seeds:
@@ -95,7 +92,7 @@ def main() -> None:
                 train(config, cache=cache)
                 seconds = time.monotonic() - started
                 kept = cache if options.finetune == "head" else None
-                run = measure(Path(scratch, "model"), options.data, kept)
+                run = _measure(Path(scratch, "model"), options.data, kept)
                 run["seconds"] = seconds
                 run["method"] = method
                 results["runs"][name] = run
@@ -106,7 +103,7 @@ def main() -> None:
     print(f"\nall numbers: {results_file}")
 
 
-def measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
+def _measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
     """Every score on the ID test photos and all OOD photos, from one pass through the backbone."""
     model = knownot.load(folder)
     known = read_labelled(data / "cats_dogs" / "test", model.classes)
@@ -202,7 +199,7 @@ def print_tables(results: dict[str, Any]) -> None:
     for name in names:
         cells = []
         for method in methods:
-            means = [mean_fpr(r, name) for r in by_method[method]]
+            means = [_mean_fpr(r, name) for r in by_method[method]]
             near = [100 * r["sets"][NEAR][name]["fpr95"] for r in by_method[method]]
             cells.append(f"{spread(means)} / {spread(near)}")
         print(f"| {name} | " + " | ".join(cells) + " |")
@@ -214,7 +211,7 @@ def print_tables(results: dict[str, Any]) -> None:
         print(f"| {ood} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
 
 
-def mean_fpr(run: dict[str, Any], score: str) -> float:
+def _mean_fpr(run: dict[str, Any], score: str) -> float:
     return mean(100 * s[score]["fpr95"] for name, s in run["sets"].items() if name != APART)
 
 
@@ -225,6 +222,12 @@ def _mean_resplit(run: dict[str, Any]) -> float:
 def spread(values: Any) -> str:
     values = list(values)
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def with_earlier_runs(file: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds, if it differs from `fresh` in its runs alone; else `fresh`."""
+    before = json.loads(file.read_text()) if file.is_file() else fresh
+    return before if {**before, "runs": fresh["runs"]} == fresh else fresh
 
 
 def default_data() -> Path:
