@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 
 import knownot
-from knownot.cli.main import main
+from knownot.cli.main import app, main
 from knownot.models.model_folder import load
+from knownot.training.config import TrainConfig
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "info")
@@ -90,6 +92,17 @@ def test_every_command_has_help_with_an_example(knownot_command: Run, command: s
     assert f"knownot {command}" in result.out.split("Usage:")[1].split("\n", 1)[1]
     for option in ("--json", "--seed"):
         assert option in result.out
+
+
+def test_every_setting_is_a_flag_and_the_help_knows_its_default() -> None:
+    params = typer.main.get_command(app).commands["train"].params  # type: ignore[attr-defined]
+    helps = {param.name: param.help for param in params}
+    assert set(helps) == {*TrainConfig.model_fields, "config", "json_output"}
+    for name, field in TrainConfig.model_fields.items():
+        told = re.search(r"\(default: (\S+)\)", helps[name])
+        if isinstance(field.default, (str, int, float, Path)) and field.default is not False:
+            assert told, name
+            assert type(field.default)(told[1]) == field.default, name
 
 
 def test_the_group_lists_commands_and_exit_codes(knownot_command: Run) -> None:

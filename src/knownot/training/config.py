@@ -67,6 +67,10 @@ class TrainConfig(BaseModel):
         """Batch size, with the default of the way of training."""
         return self.batch_size or (128 if self.finetune == "head" else 32)
 
+    def start_step(self, steps: int) -> int:
+        """The first of so many steps that trains with VOS."""
+        return int(self.vos_start * steps)
+
     @property
     def standardised(self) -> bool:
         """Whether features are standardised, with the default of the way of training."""

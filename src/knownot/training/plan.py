@@ -52,7 +52,7 @@ def make_plan(
     train, val = splits.train.counts(), splits.val.counts()
     per_epoch = steps_per_epoch(len(splits.train), config)
     steps = per_epoch * config.n_epochs
-    start = math.floor(config.vos_start * steps)
+    start = config.start_step(steps)
     share = {name: count / max(1, len(splits.train)) for name, count in train.items()}
     batch = min(config.n_batch, len(splits.train))
     classes: list[dict[str, Any]] = [

@@ -210,7 +210,7 @@ def _fit(
     reporter: Reporter,
 ) -> None:
     steps = steps_per_epoch(len(dataset), config) * config.n_epochs
-    model.vos.start_step = int(config.vos_start * steps)
+    model.vos.start_step = config.start_step(steps)
     module = VosTraining(model, dataset, config, steps)
     device = choose_device(config.device).type
     with _quiet(), ctrl_c_between_steps() as stop:
