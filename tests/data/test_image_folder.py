@@ -109,7 +109,7 @@ def test_a_class_with_one_photo_stays_in_training(tmp_path: Path) -> None:
 def test_single_photos_everywhere_are_refused(tmp_path: Path) -> None:
     for name in "ab":
         add(tmp_path / name, 1)
-    with pytest.raises(DataError, match="every class has a single photo"):
+    with pytest.raises(DataError, match=f"{tmp_path}: every class has a single photo"):
         read_splits(tmp_path)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from knownot.core.calibration import ConformalCalibration
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.models.model_folder import load
 from knownot.training.config import TrainConfig, make_config
@@ -285,6 +286,21 @@ def test_the_plan_says_when_windows_are_ready_and_what_is_wrong(tmp_path: Path) 
     assert json.dumps(plan.to_dict())
     answer = load(tmp_path / "m", backbone=tiny_backbone()).predict(noisy(COLOURS["red"], 3))[0]
     assert answer.nearest_class == "red"
+
+
+@pytest.mark.parametrize(("val", "noted"), [(19, True), (20, False)])
+def test_too_few_validation_photos_for_any_unknown_are_noted(
+    photos: Path, val: int, noted: bool
+) -> None:
+    from knownot.data.image_folder import PhotoSet, Splits, read_splits
+
+    config = settings(photos, Path("m"), alpha=0.05)
+    train = read_splits(photos).train
+    few = PhotoSet(train.paths[:val], train.labels[:val], train.classes)
+    notes = " ".join(make_plan(tiny_model(), Splits(train, few, []), config, "cpu").notes)
+    assert ("nothing can be called unknown" in notes) == noted
+    farthest = ConformalCalibration(torch.zeros(val)).is_unknown(torch.tensor([1e9]), 0.05)
+    assert bool(farthest) != noted
 
 
 def test_rare_classes_are_noted(photos: Path) -> None:

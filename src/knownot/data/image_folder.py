@@ -148,7 +148,7 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
     if val_folder:
         val = read_labelled(val_folder, train.classes)
     else:
-        train, val = _hold_out(train, val_fraction, seed)
+        train, val = _hold_out(train, root, val_fraction, seed)
         notes.append(
             f"no val/ folder: {len(val)} of {len(train) + len(val)} training photos are set aside "
             "for calibration"
@@ -205,7 +205,9 @@ def _check_classes(photos: PhotoSet, root: Path) -> None:
         )
 
 
-def _hold_out(photos: PhotoSet, fraction: float, seed: int) -> tuple[PhotoSet, PhotoSet]:
+def _hold_out(
+    photos: PhotoSet, root: Path, fraction: float, seed: int
+) -> tuple[PhotoSet, PhotoSet]:
     from sklearn.model_selection import train_test_split
 
     lone = {i for i in range(len(photos.classes)) if photos.labels.count(i) < 2}
@@ -214,7 +216,8 @@ def _hold_out(photos: PhotoSet, fraction: float, seed: int) -> tuple[PhotoSet, P
     labels = [photos.labels[i] for i in splittable]
     if len(splittable) < 2:
         raise DataError(
-            "every class has a single photo: nothing can be set aside for calibration; add photos"
+            f"{root}: every class has a single photo: nothing can be set aside for calibration; add "
+            "photos"
         )
     size = max(round(fraction * len(splittable)), len(set(labels)))
     kept, held = train_test_split(splittable, test_size=size, stratify=labels, random_state=seed)

@@ -66,6 +66,11 @@ def make_plan(
         for name, count in train.items()
     ]
     notes = list(splits.warnings)
+    if len(splits.val) + 1 <= 1 / config.alpha:  # the smallest p-value is not below alpha
+        notes.append(
+            f"nothing can be called unknown: alpha {config.alpha:g} takes at least "
+            f"{math.floor(1 / config.alpha)} validation photos; add photos, or raise --alpha"
+        )
     if config.vos_weight == 0:
         notes.append("vos_weight is 0: trained with cross-entropy alone")
     elif model.vos.radius_ratio < _USEFUL_RADIUS_RATIO:
