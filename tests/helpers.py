@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from knownot.models.classifier import UnknownAwareClassifier, VosSettings
+from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.unknown_aware import VosSettings
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40)}
 UNKNOWN_COLOUR = (40, 40, 220)

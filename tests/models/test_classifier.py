@@ -15,8 +15,9 @@ from knownot.core.energy import energy
 from knownot.core.scores import max_softmax
 from knownot.errors import ConfigError, DataError, ModelFileError
 from knownot.models.backbones import create_backbone, feature_width
-from knownot.models.classifier import UnknownAwareClassifier, VosSettings
+from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.unknown_aware import VosSettings
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, pixels, tiny_backbone, tiny_model
 
 SCORES = {"energy", "vos", "msp", "mahalanobis", "knn", "combined"}

@@ -15,15 +15,21 @@ from knownot.core.energy import energy as energy
 from knownot.core.gaussians import WindowGaussians
 
 
-def max_softmax(logits: Tensor) -> Tensor:
-    """`1 - max_k softmax(f)_k` (N,), in [0, 1], of logits (N, K).
+def max_softmax(logits: Tensor, background_index: int | None = None) -> Tensor:
+    """`1 - max_k softmax(f)_k` (N,), in [0, 1], of logits (N, C).
+
+    The maximum runs over all columns but a detector's background, if there is one.
 
     Reference: Hendrycks, Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution
     Examples in Neural Networks", ICLR 2017.
     """
     # The sum of the others, not one minus the largest: it keeps its digits near certainty.
-    ordered = at_least_float32(logits).softmax(dim=-1).sort(dim=-1, descending=True).values
-    return ordered[..., 1:].sum(-1)
+    probabilities = at_least_float32(logits).softmax(dim=-1)
+    known = probabilities.clone()
+    if background_index is not None:
+        known[..., background_index] = 0
+    best = known.argmax(dim=-1, keepdim=True)
+    return probabilities.scatter(-1, best, 0).sum(-1)
 
 
 def mahalanobis(features: Tensor, means: Tensor, whitening: Tensor) -> Tensor:

@@ -186,8 +186,12 @@ class VirtualOutlierLoss(nn.Module):
         """Which classes have shown `min_count` features, shape (K,), bool."""
         return self.gaussians.counts >= self.min_count
 
-    def energy(self, logits: Tensor) -> Tensor:
-        """Weighted energy (N,) of logits (N, C), background left out; float32 or float64."""
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Logits (N, K) of the classes alone, from logits (N, C): background left out.
+
+        Raises:
+            ValueError: If these are not K columns.
+        """
         if self.background_index is not None:
             columns = [c for c in range(logits.shape[-1]) if c != self.background_index]
             logits = logits[..., columns]
@@ -195,7 +199,11 @@ class VirtualOutlierLoss(nn.Module):
             raise ValueError(
                 f"logits: expected {self.num_classes} class columns, got {logits.shape[-1]}"
             )
-        return weighted_energy(logits, self.energy_weights.log())
+        return logits
+
+    def energy(self, logits: Tensor) -> Tensor:
+        """Weighted energy (N,) of logits (N, C), background left out; float32 or float64."""
+        return weighted_energy(self.class_logits(logits), self.energy_weights.log())
 
     def ood_score(self, logits: Tensor) -> Tensor:
         """`-phi(-E)`: logit of being out-of-distribution, shape (N,); larger means more so.

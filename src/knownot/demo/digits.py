@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from knownot.core.calibration import flagged
 from knownot.core.metrics import auroc, fpr95
 from knownot.evaluation.evaluate import binomial_interval
-from knownot.models.classifier import UnknownAwareClassifier, VosSettings
+from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.unknown_aware import VosSettings
 
 _KNOWN = 8
 _SIZE = 8

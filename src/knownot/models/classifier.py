@@ -5,48 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from knownot.core.calibration import ConformalCalibration, flagged
-from knownot.core.combination import CombinedScore
-from knownot.core.energy import energy
-from knownot.core.gaussians import Shrinkage
-from knownot.core.phi import PhiName
-from knownot.core.scores import FeatureScores, max_softmax
+from knownot.core.calibration import flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.data.photo import to_rgb
 from knownot.data.reading import read_batches
-from knownot.errors import ConfigError, DataError, ModelFileError
+from knownot.errors import ConfigError, DataError
 from knownot.models.prediction import Prediction
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
 
-UNKNOWN = "unknown"
-COMBINED = "combined"
-# The parts of the default score: what the method trains, and what the features give for free.
-COMBINED_PARTS = ("vos", "mahalanobis", "knn")
 # Small batches keep the activations of one photo in the cache; on CPUs larger ones are slower.
 CPU_BATCH, GPU_BATCH = 8, 64
-
-
-class VosSettings(BaseModel):
-    """Settings of the virtual outlier loss, as in `VirtualOutlierLoss`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weight: float = Field(0.1, ge=0)
-    queue_size: int = Field(1000, ge=1)
-    draws_per_class: float = Field(10_000.0, ge=1)
-    outliers_per_class: int = Field(1, ge=1)
-    tail_probability: float | None = Field(None, gt=0, lt=1)
-    radius_ratio: float | None = Field(None, gt=0)
-    phi: PhiName = "monotone"
-    gaussians: Literal["window", "streaming"] = "window"
-    shrinkage: Shrinkage = "oas"
 
 
 @dataclass(frozen=True)
@@ -72,7 +47,7 @@ class UnitLength(nn.Module):
         return F.normalize(features, dim=-1)
 
 
-class UnknownAwareClassifier(nn.Module):
+class UnknownAwareClassifier(UnknownAwareModel):
     """An image classifier that gives, beside the class, how far the photo is from what it knows.
 
     Args:
@@ -109,20 +84,16 @@ class UnknownAwareClassifier(nn.Module):
         architecture: str = "custom",
         alpha: float = 0.05,
     ) -> None:
-        super().__init__()
+        super().__init__(classes, alpha)
         if len(classes) < 2:
             raise ConfigError(f"classes: expected at least two, got {list(classes)}")
         self.backbone = backbone
         self.backbone_dim = backbone_dim
-        self.classes = list(classes)
         self.preprocessing = preprocessing or Preprocessing()
         self.bottleneck = bottleneck
         self.standardise = standardise and bottleneck is not None
         self.vos_settings = vos or VosSettings()
         self.architecture = architecture
-        self.alpha = alpha
-        self.classwise = False
-        self.default_score = COMBINED
         self.neck = nn.Sequential()
         if self.standardise:
             self.neck.append(UnitLength()).append(nn.BatchNorm1d(backbone_dim, affine=False))
@@ -136,20 +107,12 @@ class UnknownAwareClassifier(nn.Module):
             feature_dim=width,
             **self.vos_settings.model_dump(),
         )
-        self.feature_scores: FeatureScores | None = None
-        self.combined: CombinedScore | None = None
-        self.calibrations: dict[str, ConformalCalibration] = {}
         self.register_buffer(
             "mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False
         )
         self.register_buffer(
             "std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.head.weight.device
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """Features (N, B) of photos (N, 3, S, S), uint8 or floats in [0, 255]."""
@@ -171,24 +134,7 @@ class UnknownAwareClassifier(nn.Module):
 
         "mahalanobis" and "knn" need `fit_scores`, "combined" needs `calibrate`.
         """
-        scores = {
-            "energy": energy(output.logits),
-            "vos": self.vos.ood_score(output.logits),
-            "msp": max_softmax(output.logits),
-        }
-        if self.feature_scores is not None:
-            scores |= self.feature_scores(output.backbone_features)
-        if self.combined is not None:
-            scores[COMBINED] = self.combined(scores)
-        return scores
-
-    @torch.no_grad()
-    def fit_scores(self, backbone_features: Tensor, labels: Tensor, k: int = 10) -> None:
-        """Fit the feature scores to training features (N, B) with labels (N,)."""
-        generator = torch.Generator().manual_seed(0)
-        self.feature_scores = FeatureScores.fit(
-            backbone_features.cpu(), labels.cpu(), len(self.classes), k=k, generator=generator
-        ).to(self.device)
+        return self.row_scores(output.logits, output.backbone_features)
 
     @torch.no_grad()
     def calibrate(self, backbone_features: Tensor, classwise: bool = False) -> None:
@@ -199,48 +145,15 @@ class UnknownAwareClassifier(nn.Module):
             classwise: One calibration for each predicted class instead of one for all.
         """
         self.eval()
-        self.combined = None
         output = self.classify(backbone_features.to(self.device))
-        scores = {name: score.cpu() for name, score in self.scores(output).items()}
-        combined = CombinedScore([part for part in COMBINED_PARTS if part in scores])
-        scores[COMBINED] = combined.fit_and_score(scores)
-        self.combined = combined.to(self.device)
-        self.classwise = classwise
         groups = output.logits.argmax(1).cpu() if classwise else None
-        self.calibrations = {
-            name: ConformalCalibration(score, groups) for name, score in scores.items()
-        }
-
-    def threshold(self, alpha: float | None = None, score: str | None = None) -> float:
-        """The score above which a photo is unknown (of the pooled calibration)."""
-        return self._calibration(score or self.default_score).threshold(self.valid_alpha(alpha))
-
-    def valid_alpha(self, alpha: float | None) -> float:
-        """The given alpha, or the model's own for None.
-
-        Raises:
-            ConfigError: If it is outside (0, 1).
-        """
-        alpha = self.alpha if alpha is None else alpha
-        if not 0 < alpha < 1:
-            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
-        return alpha
-
-    def _calibration(self, score: str) -> ConformalCalibration:
-        if not self.calibrations:
-            raise ModelFileError("the model is not calibrated; call calibrate() or train it anew")
-        if score not in self.calibrations:
-            raise ConfigError(
-                f"score: expected one of {', '.join(self.calibrations)}, got {score!r}"
-            )
-        return self.calibrations[score]
+        self.calibrate_rows(output.logits, output.backbone_features, groups)
 
     def p_values(
         self, output: ClassifierOutput, scores: Mapping[str, Tensor], score: str
     ) -> Tensor:
         """p-values (N,), float64, of one score of a forward pass."""
-        groups = output.logits.argmax(1) if self.classwise else None
-        return self._calibration(score).p_value(scores[score], groups)
+        return self.row_p_values(scores, score, output.logits.argmax(1))
 
     def predict(
         self,
@@ -280,7 +193,7 @@ class UnknownAwareClassifier(nn.Module):
     ) -> Iterator[Prediction]:
         """Like `predict`, one answer after another in bounded memory."""
         score = score or self.default_score
-        self._calibration(score)  # a wrong name is told before any photo is read
+        self.calibration(score)  # a wrong name is told before any photo is read
         alpha = self.valid_alpha(alpha)
         done = 0
         skipped: dict[Any, str] = {}

@@ -24,8 +24,9 @@ from knownot.core.calibration import ConformalCalibration
 from knownot.core.combination import CombinedScore
 from knownot.core.scores import FeatureScores
 from knownot.errors import DataError, ModelFileError
-from knownot.models.classifier import UnknownAwareClassifier, VosSettings
+from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.unknown_aware import VosSettings
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from knownot.core.gaussians import Shrinkage
 from knownot.core.phi import PhiName
 from knownot.errors import ConfigError
-from knownot.models.classifier import VosSettings
+from knownot.models.unknown_aware import VosSettings
 
 
 class TrainConfig(BaseModel):

@@ -1,0 +1,69 @@
+"""Photos with boxes: what every reader of detection data returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The annotated objects of one photo.
+
+    Attributes:
+        boxes: Corners (x1, y1, x2, y2) in pixels of the upright photo (B, 4), float32.
+        labels: Index of each object's class (B,), int64.
+        ignore: Whether an object is neither to be learned nor to be counted (B,), bool: crowds
+            (COCO) and difficult objects (VOC).
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    @classmethod
+    def none(cls) -> Objects:
+        """A photo without objects."""
+        empty = torch.zeros(0)
+        return cls(empty.reshape(0, 4), empty.long(), empty.bool())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DetectionSet:
+    """Photos with boxes.
+
+    Attributes:
+        paths: Files.
+        objects: What is annotated in each; photos without objects are kept.
+        classes: Class names in order.
+        problems: What was wrong with the annotations and left out, one sentence each that names
+            the file.
+    """
+
+    paths: list[Path]
+    objects: list[Objects]
+    classes: list[str]
+    problems: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def counts(self) -> dict[str, int]:
+        """Number of objects of each class, ignored ones left out."""
+        kept = [objects.labels[~objects.ignore] for objects in self.objects]
+        counts = torch.bincount(torch.cat([*kept, torch.zeros(0).long()]), minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def subset(self, indices: Iterable[int]) -> DetectionSet:
+        """The photos at `indices`."""
+        chosen = list(indices)
+        return DetectionSet(
+            [self.paths[i] for i in chosen], [self.objects[i] for i in chosen], self.classes
+        )

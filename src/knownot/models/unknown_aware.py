@@ -1,0 +1,153 @@
+"""What classifier and detector share: the scores of features and logits, and their calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from knownot.core.calibration import ConformalCalibration
+from knownot.core.combination import CombinedScore
+from knownot.core.energy import energy
+from knownot.core.gaussians import Shrinkage
+from knownot.core.phi import PhiName
+from knownot.core.scores import FeatureScores, max_softmax
+from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.errors import ConfigError, ModelFileError
+
+UNKNOWN = "unknown"
+COMBINED = "combined"
+# The parts of the default score: what the method trains, and what the features give for free.
+COMBINED_PARTS = ("vos", "mahalanobis", "knn")
+
+
+class VosSettings(BaseModel):
+    """Settings of the virtual outlier loss, as in `VirtualOutlierLoss`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(0.1, ge=0)
+    queue_size: int = Field(1000, ge=1)
+    draws_per_class: float = Field(10_000.0, ge=1)
+    outliers_per_class: int = Field(1, ge=1)
+    tail_probability: float | None = Field(None, gt=0, lt=1)
+    radius_ratio: float | None = Field(None, gt=0)
+    phi: PhiName = "monotone"
+    gaussians: Literal["window", "streaming"] = "window"
+    shrinkage: Shrinkage = "oas"
+
+
+class UnknownAwareModel(nn.Module):
+    """A model whose answers, one a row, carry `ood_score` and p-value.
+
+    A row is a photo (classifier) or a box (detector). Sub-classes build `vos` and compute features
+    and logits.
+
+    Args:
+        classes: Class names.
+        alpha: Share of in-distribution rows that may be called unknown.
+    """
+
+    vos: VirtualOutlierLoss
+
+    def __init__(self, classes: Sequence[str], alpha: float) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.alpha = alpha
+        self.classwise = False
+        self.default_score = COMBINED
+        self.feature_scores: FeatureScores | None = None
+        self.combined: CombinedScore | None = None
+        self.calibrations: dict[str, ConformalCalibration] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vos.raw_energy_weights.device
+
+    def row_scores(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Every ood_score (N,) by name; larger means more out-of-distribution.
+
+        Args:
+            logits: Logits (N, C), a background column included where the model has one.
+            features: What the feature scores read (N, B); used once these are fitted.
+        """
+        scores = {
+            "energy": energy(self.vos.class_logits(logits)),
+            "vos": self.vos.ood_score(logits),
+            "msp": max_softmax(logits, self.vos.background_index),
+        }
+        if self.feature_scores is not None:
+            scores |= self.feature_scores(features)
+        if self.combined is not None:
+            scores[COMBINED] = self.combined(scores)
+        return scores
+
+    @torch.no_grad()
+    def fit_scores(self, features: Tensor, labels: Tensor, k: int = 10) -> None:
+        """Fit the feature scores to training features (N, B) with labels (N,)."""
+        generator = torch.Generator().manual_seed(0)
+        self.feature_scores = FeatureScores.fit(
+            features.cpu(), labels.cpu(), len(self.classes), k=k, generator=generator
+        ).to(self.device)
+
+    @torch.no_grad()
+    def calibrate_rows(
+        self, logits: Tensor, features: Tensor, groups: Tensor | None = None
+    ) -> None:
+        """Calibrate every score on held-out in-distribution rows.
+
+        Args:
+            logits: Logits (n, C) of rows that nothing was trained on.
+            features: Their features (n, B).
+            groups: Group of each row (n,) for one calibration each; None pools all.
+        """
+        self.combined = None
+        rows = logits.to(self.device), features.to(self.device)
+        scores = {name: score.cpu() for name, score in self.row_scores(*rows).items()}
+        combined = CombinedScore([part for part in COMBINED_PARTS if part in scores])
+        scores[COMBINED] = combined.fit_and_score(scores)
+        self.combined = combined.to(self.device)
+        self.classwise = groups is not None
+        self.calibrations = {
+            name: ConformalCalibration(score, groups) for name, score in scores.items()
+        }
+
+    def row_p_values(
+        self, scores: Mapping[str, Tensor], score: str, groups: Tensor | None
+    ) -> Tensor:
+        """p-values (N,), float64, of one score; `groups` (N,) count where calibration is by group."""
+        return self.calibration(score).p_value(scores[score], groups if self.classwise else None)
+
+    def threshold(self, alpha: float | None = None, score: str | None = None) -> float:
+        """The score above which a row is unknown (of the pooled calibration)."""
+        return self.calibration(score or self.default_score).threshold(self.valid_alpha(alpha))
+
+    def valid_alpha(self, alpha: float | None) -> float:
+        """The given alpha, or the model's own for None.
+
+        Raises:
+            ConfigError: If it is outside (0, 1).
+        """
+        alpha = self.alpha if alpha is None else alpha
+        if not 0 < alpha < 1:
+            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
+        return alpha
+
+    def calibration(self, score: str) -> ConformalCalibration:
+        """The calibration of a score.
+
+        Raises:
+            ModelFileError: If the model is not calibrated.
+            ConfigError: If there is no such score.
+        """
+        if not self.calibrations:
+            raise ModelFileError("the model is not calibrated; call calibrate() or train it anew")
+        if score not in self.calibrations:
+            raise ConfigError(
+                f"score: expected one of {', '.join(self.calibrations)}, got {score!r}"
+            )
+        return self.calibrations[score]
