@@ -58,7 +58,9 @@ class DetectionSet:
     def counts(self) -> dict[str, int]:
         """Number of objects of each class, ignored ones left out."""
         kept = [objects.labels[~objects.ignore] for objects in self.objects]
-        counts = torch.bincount(torch.cat([*kept, torch.zeros(0).long()]), minlength=len(self.classes))
+        counts = torch.bincount(
+            torch.cat([*kept, torch.zeros(0).long()]), minlength=len(self.classes)
+        )
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
     def subset(self, indices: Iterable[int]) -> DetectionSet:

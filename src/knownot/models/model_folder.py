@@ -7,57 +7,28 @@ scores), `README.md` (model card), `training/` (configuration, metrics, skipped 
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-import knownot
 from knownot.core.calibration import ConformalCalibration
-from knownot.core.combination import CombinedScore
-from knownot.core.scores import FeatureScores
 from knownot.errors import DataError, ModelFileError
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.preprocessing import Preprocessing
-from knownot.models.unknown_aware import VosSettings
+from knownot.models.detector import UnknownAwareDetector
+from knownot.models.folder_config import FolderConfig, describe, parse_config
+from knownot.models.unknown_aware import UnknownAwareModel
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.safetensors"
 
 
-class ModelConfig(BaseModel):
-    """Contents of `config.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: Literal[1] = 1
-    task: Literal["classify"] = "classify"
-    architecture: str
-    backbone_dim: int = Field(ge=1, le=1_000_000)
-    bottleneck: int | None = Field(ge=1, le=1_000_000)
-    standardise: bool
-    classes: list[str] = Field(min_length=2)
-    preprocessing: Preprocessing
-    vos: VosSettings
-    alpha: float = Field(gt=0, lt=1)
-    classwise: bool
-    default_score: str
-    combined_parts: list[str]
-    bank_size: int = Field(ge=0, le=10_000_000)
-    knn_k: int = Field(ge=1)
-    versions: dict[str, str] = {}
-
-
 def save(
-    model: UnknownAwareClassifier,
+    model: UnknownAwareModel,
     folder: str | Path,
     *,
     overwrite: bool = False,
@@ -78,26 +49,8 @@ def save(
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    if not model.calibrations or model.feature_scores is None or model.combined is None:
-        raise ModelFileError("the model is not calibrated; call fit_scores() and calibrate() first")
+    config = describe(model)
     check_free(folder, overwrite)
-    config = ModelConfig(
-        architecture=model.architecture,
-        backbone_dim=model.backbone_dim,
-        bottleneck=model.bottleneck,
-        standardise=model.standardise,
-        classes=model.classes,
-        preprocessing=model.preprocessing,
-        vos=model.vos_settings,
-        alpha=model.alpha,
-        classwise=model.classwise,
-        default_score=model.default_score,
-        combined_parts=model.combined.parts,
-        bank_size=len(model.feature_scores.bank),
-        knn_k=model.feature_scores.k,
-        versions={name: version(name) for name in ("torch", "timm", "safetensors")}
-        | {"knownot": knownot.__version__},
-    )
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +94,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 def load(
     folder: str | Path, *, backbone: nn.Module | None = None, device: str = "cpu"
-) -> UnknownAwareClassifier:
+) -> UnknownAwareClassifier | UnknownAwareDetector:
     """Load a model folder, or a repository of the Hugging Face hub by its id `owner/name`.
 
     Args:
@@ -157,31 +110,10 @@ def load(
     folder = _local(folder)
     config = _read_config(folder)
     _check_shapes(folder / WEIGHTS, config)
-    if backbone is None:
-        if config.architecture == "custom":
-            raise ModelFileError(
-                f"{folder}: was built around a module of your own; give load(..., backbone=module)"
-            )
-        from knownot.models.backbones import create_backbone
-
-        backbone, _ = create_backbone(config.architecture, weights="none")
-    model = UnknownAwareClassifier(
-        backbone,
-        config.backbone_dim,
-        config.classes,
-        config.preprocessing,
-        bottleneck=config.bottleneck,
-        standardise=config.standardise,
-        vos=config.vos,
-        architecture=config.architecture,
-        alpha=config.alpha,
-    )
-    model.classwise = config.classwise
-    model.default_score = config.default_score
-    model.feature_scores = FeatureScores(
-        len(config.classes), config.backbone_dim, config.bank_size, config.knn_k
-    )
-    model.combined = CombinedScore(config.combined_parts)
+    try:
+        model = config.build(backbone)
+    except ModelFileError as error:
+        raise ModelFileError(f"{folder}: {error}") from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
         calibration = load_file(folder / CALIBRATION)
@@ -225,30 +157,22 @@ def _local(folder: str | Path) -> Path:
     raise ModelFileError(f"{folder}: no such model folder")
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def _read_config(folder: Path) -> FolderConfig:
     for name in (CONFIG, WEIGHTS, CALIBRATION):
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: is no model folder ({name} is missing)")
     try:
-        return ModelConfig.model_validate(json.loads((folder / CONFIG).read_text()))
-    except (ValueError, ValidationError) as error:
+        return parse_config((folder / CONFIG).read_text())
+    except ValueError as error:
         problem = str(error).splitlines()
         raise ModelFileError(f"{folder / CONFIG}: {' '.join(problem[:3])}") from None
 
 
-def _check_shapes(weights: Path, config: ModelConfig) -> None:
+def _check_shapes(weights: Path, config: FolderConfig) -> None:
     """Hold the sizes in the configuration against the file's, before any memory is taken."""
     from safetensors import safe_open
 
-    classes = len(config.classes)
-    width = config.bottleneck or config.backbone_dim
-    expected = {
-        "head.weight": [classes, width],
-        "feature_scores.bank": [config.bank_size, config.backbone_dim],
-        "feature_scores.means": [classes, config.backbone_dim],
-    }
-    if config.vos.gaussians == "window":
-        expected["vos.gaussians.window"] = [classes * config.vos.queue_size + 1, width]
+    expected = config.shapes()
     try:
         with safe_open(weights, "pt") as file:
             found = {name: file.get_slice(name).get_shape() for name in expected}
@@ -261,7 +185,7 @@ def _check_shapes(weights: Path, config: ModelConfig) -> None:
             )
 
 
-def _calibration_tensors(model: UnknownAwareClassifier) -> dict[str, Tensor]:
+def _calibration_tensors(model: UnknownAwareModel) -> dict[str, Tensor]:
     tensors = {}
     for name, calibration in model.calibrations.items():
         tensors[f"{name}.scores"] = calibration.scores.contiguous()

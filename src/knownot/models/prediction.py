@@ -39,3 +39,51 @@ class Prediction:
             for name in ("is_unknown", "ood_score", "p_value", "confidence"):
                 data[name] = None
         return data
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Answer for one box.
+
+    Attributes:
+        box: Corners (x1, y1, x2, y2) in pixels.
+        label: Class name, or "unknown" if `is_unknown`.
+        is_unknown: Whether `p_value < alpha`.
+        ood_score: Default score; larger means more out-of-distribution.
+        p_value: Share of boxes around known objects that look at least as strange, in (0, 1].
+        nearest_class: Class of the box, also for an unknown one.
+        confidence: The detector's score of `nearest_class`, in [0, 1].
+        scores: Every score by name, larger meaning more out-of-distribution.
+    """
+
+    box: tuple[float, ...]
+    label: str
+    is_unknown: bool
+    ood_score: float
+    p_value: float
+    nearest_class: str
+    confidence: float
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DetectionPrediction:
+    """Answer for one photo: its boxes.
+
+    Attributes:
+        boxes: The boxes, most certain first.
+        width: Width of the photo in pixels.
+        height: Height of the photo in pixels.
+        path: File of the photo, if it came from one.
+        error: Why the photo could not be read, or None.
+    """
+
+    boxes: list[Detection]
+    width: int
+    height: int
+    path: str | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self)

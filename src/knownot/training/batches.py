@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import PhotoSet
 from knownot.data.photo import open_photo
 from knownot.errors import DataError, TrainingError
 from knownot.models.preprocessing import Preprocessing
-from knownot.training.config import TrainConfig
+from knownot.training.config import CommonConfig
+
+Photos = TypeVar("Photos", PhotoSet, DetectionSet)
 
 
 class EpochShuffle(Sampler[tuple[int, int]]):
@@ -77,10 +80,13 @@ class AugmentedPhotos(Dataset[tuple[Tensor, int]]):
 
 
 def training_batches(
-    dataset: FeatureRows | AugmentedPhotos, config: TrainConfig, first_epoch: int
+    dataset: Dataset[Any],
+    config: CommonConfig,
+    first_epoch: int,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     """Batches in the order of `EpochShuffle`, beginning with that of `first_epoch`."""
-    size = len(dataset)
+    size = len(dataset)  # type: ignore[arg-type]
     sampler = EpochShuffle(size, config.seed)
     sampler.set_epoch(first_epoch)
     return DataLoader(
@@ -88,13 +94,14 @@ def training_batches(
         batch_size=config.n_batch,
         sampler=sampler,
         generator=torch.Generator(),  # else the loader disturbs the one that draws the outliers
-        num_workers=config.workers if config.finetune == "all" else 0,
+        num_workers=config.n_workers,
+        collate_fn=collate,
         # A last batch of one photo has no variance for batch normalisation.
         drop_last=size % config.n_batch == 1 and size > 1,
     )
 
 
-def readable(photos: PhotoSet) -> tuple[PhotoSet, dict[Path, str]]:
+def readable(photos: Photos) -> tuple[Photos, dict[Path, str]]:
     """The photos that decode, and path and reason of those that do not."""
 
     def problem(path: Path) -> str | None:

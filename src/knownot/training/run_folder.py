@@ -9,7 +9,7 @@ import yaml
 
 from knownot.errors import ConfigError, DataError
 from knownot.models.model_folder import CONFIG
-from knownot.training.config import TrainConfig
+from knownot.training.config import Config
 
 # Settings that may differ when an interrupted run goes on: they do not touch its result.
 _FREE_ON_RESUME = {"device", "workers", "resume", "overwrite", "alpha", "classwise", "knn_k"}
@@ -18,7 +18,7 @@ _FREE_ON_RESUME = {"device", "workers", "resume", "overwrite", "alpha", "classwi
 class RunFolder:
     """Checkpoint and logs of a run in progress, beside the model folder to be."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.root = config.output.parent / f".{config.output.name}.run"
         self.logs = self.root / "logs"
@@ -62,7 +62,8 @@ class RunFolder:
 
     def _check_same(self) -> None:
         try:
-            before = TrainConfig(**yaml.safe_load((self.root / "config.yaml").read_text()))
+            saved = yaml.safe_load((self.root / "config.yaml").read_text())
+            before = type(self.config)(**saved)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(f"resume: {self.root}/config.yaml is damaged ({error})") from None
         now, then = self.config.model_dump(), before.model_dump()

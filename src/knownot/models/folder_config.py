@@ -1,0 +1,175 @@
+"""Contents of a model folder's `config.json`: what a model is rebuilt from, for each task."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from torch import nn
+
+import knownot
+from knownot.core.combination import CombinedScore
+from knownot.core.scores import FeatureScores
+from knownot.errors import ModelFileError
+from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.detector import UnknownAwareDetector
+from knownot.models.preprocessing import Preprocessing
+from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
+from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
+
+
+class _Common(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: Literal[1] = 1
+    classes: list[str] = Field(min_length=1)
+    vos: VosSettings
+    alpha: float = Field(gt=0, lt=1)
+    classwise: bool
+    default_score: str
+    combined_parts: list[str]
+    bank_size: int = Field(ge=0, le=10_000_000)
+    knn_k: int = Field(ge=1)
+    versions: dict[str, str] = {}
+
+    def _dress(self, model: UnknownAwareModel, scored_dim: int) -> None:
+        """Give a new model the modules that its weights will fill."""
+        model.classwise = self.classwise
+        model.default_score = self.default_score
+        model.feature_scores = FeatureScores(
+            len(self.classes), scored_dim, self.bank_size, self.knn_k
+        )
+        model.combined = CombinedScore(self.combined_parts)
+
+    def _shapes(self, width: int, scored_dim: int) -> dict[str, list[int]]:
+        shapes = {
+            "feature_scores.bank": [self.bank_size, scored_dim],
+            "feature_scores.means": [len(self.classes), scored_dim],
+        }
+        if self.vos.gaussians == "window":
+            rows = len(self.classes) * self.vos.queue_size + 1
+            shapes["vos.gaussians.window"] = [rows, width]
+        return shapes
+
+
+class ClassifierConfig(_Common):
+    """A classifier's `config.json`."""
+
+    task: Literal["classify"] = "classify"
+    architecture: str
+    backbone_dim: int = Field(ge=1, le=1_000_000)
+    bottleneck: int | None = Field(ge=1, le=1_000_000)
+    standardise: bool
+    classes: list[str] = Field(min_length=2)
+    preprocessing: Preprocessing
+
+    def build(self, backbone: nn.Module | None) -> UnknownAwareClassifier:
+        """A model of this kind with random weights, around `backbone` if one is given."""
+        if backbone is None:
+            if self.architecture == "custom":
+                raise ModelFileError(
+                    "was built around a module of your own; give load(..., backbone=module)"
+                )
+            from knownot.models.backbones import create_backbone
+
+            backbone, _ = create_backbone(self.architecture, weights="none")
+        model = UnknownAwareClassifier(
+            backbone,
+            self.backbone_dim,
+            self.classes,
+            self.preprocessing,
+            bottleneck=self.bottleneck,
+            standardise=self.standardise,
+            vos=self.vos,
+            architecture=self.architecture,
+            alpha=self.alpha,
+        )
+        self._dress(model, self.backbone_dim)
+        return model
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes that the weights must have by this configuration, by name."""
+        width = self.bottleneck or self.backbone_dim
+        head = {"head.weight": [len(self.classes), width]}
+        return head | self._shapes(width, self.backbone_dim)
+
+
+class DetectorConfig(_Common):
+    """A detector's `config.json`."""
+
+    task: Literal["detect"] = "detect"
+    detector: FasterRCNNSettings
+    box_threshold: float = Field(ge=0, le=1)
+
+    def build(self, backbone: nn.Module | None) -> UnknownAwareDetector:
+        """A model of this kind with random weights."""
+        if backbone is not None:
+            raise ModelFileError("is a detector; backbone= is for classifiers")
+        regions = FasterRCNNRegions(len(self.classes), self.detector, weights="none")
+        model = UnknownAwareDetector(regions, self.classes, vos=self.vos, alpha=self.alpha)
+        model.box_threshold = self.box_threshold
+        self._dress(model, self.detector.feature_dim)
+        return model
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes that the weights must have by this configuration, by name."""
+        width = self.detector.feature_dim
+        head = {
+            "regions.model.roi_heads.box_predictor.cls_score.weight": [len(self.classes) + 1, width]
+        }
+        return head | self._shapes(width, width)
+
+
+FolderConfig = ClassifierConfig | DetectorConfig
+_READER: TypeAdapter[FolderConfig] = TypeAdapter(
+    Annotated[FolderConfig, Field(discriminator="task")]
+)
+
+
+def parse_config(text: str) -> FolderConfig:
+    """The configuration that a `config.json` holds.
+
+    Raises:
+        ValueError: If it is not valid; Pydantic's error says where.
+    """
+    return _READER.validate_json(text)
+
+
+def describe(model: UnknownAwareModel) -> FolderConfig:
+    """The configuration of a calibrated model.
+
+    Raises:
+        ModelFileError: If the model is not calibrated, or of a kind that no folder can hold.
+    """
+    if not model.calibrations or model.feature_scores is None or model.combined is None:
+        raise ModelFileError("the model is not calibrated; call fit_scores() and calibrate() first")
+    common: dict[str, Any] = {
+        "classes": model.classes,
+        "alpha": model.alpha,
+        "classwise": model.classwise,
+        "default_score": model.default_score,
+        "combined_parts": model.combined.parts,
+        "bank_size": len(model.feature_scores.bank),
+        "knn_k": model.feature_scores.k,
+        "versions": {name: version(name) for name in ("torch", "timm", "safetensors")}
+        | {"knownot": knownot.__version__},
+    }
+    if isinstance(model, UnknownAwareClassifier):
+        return ClassifierConfig(
+            architecture=model.architecture,
+            backbone_dim=model.backbone_dim,
+            bottleneck=model.bottleneck,
+            standardise=model.standardise,
+            preprocessing=model.preprocessing,
+            vos=model.vos_settings,
+            **common,
+        )
+    if isinstance(model, UnknownAwareDetector) and isinstance(model.regions, FasterRCNNRegions):
+        return DetectorConfig(
+            detector=model.regions.settings,
+            box_threshold=model.box_threshold,
+            vos=model.vos_settings,
+            **common,
+        )
+    raise ModelFileError(f"{type(model).__name__}: no model folder can hold such a model")

@@ -1,0 +1,49 @@
+"""Photos as a caller hands them over: paths, Pillow images, arrays, tensors, one or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from knownot.data.photo import to_rgb
+from knownot.errors import DataError
+
+
+def as_list(photos: Any) -> Sequence[Any]:
+    """The photos of one argument: a single one becomes a list of one."""
+    if isinstance(photos, (str, Path)) or not isinstance(photos, Sequence):
+        return list(photos) if isinstance(photos, Iterator) else [photos]
+    return photos
+
+
+def to_pil(photo: Any) -> Image.Image:
+    """An RGB Pillow image of a Pillow image, an array or a tensor.
+
+    Raises:
+        DataError: If it is none of these, or of an odd shape or type.
+    """
+    if isinstance(photo, Image.Image):
+        return to_rgb(photo)
+    if isinstance(photo, Tensor):
+        if photo.ndim != 3 or photo.shape[0] not in (1, 3):
+            raise DataError(f"tensor: expected shape (3, H, W), got {tuple(photo.shape)}")
+        pixels = photo.detach().cpu()
+        if pixels.is_floating_point():
+            pixels = (pixels.clamp(0, 1) * 255).round()
+        photo = pixels.to(torch.uint8).permute(1, 2, 0).numpy().squeeze()
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
+            raise DataError(
+                f"array: expected uint8 of shape (H, W) or (H, W, 3), got {photo.dtype} "
+                f"{photo.shape}"
+            )
+        return to_rgb(Image.fromarray(photo))
+    raise DataError(
+        f"photo: expected a path, Pillow image, array or tensor, got {type(photo).__name__}"
+    )

