@@ -88,3 +88,25 @@ def ood_photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for name in ("textures", "people"):
         link_photos(shared_data / "ood" / name, root / name, 40)
     return root
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small rendered scenes with COCO annotations: four known shapes, three held-out ones."""
+    from knownot.demo.scenes import write_scenes
+
+    root = tmp_path_factory.mktemp("scenes") / "scenes"
+    return write_scenes(root, train=96, val=40, test=40, ood=24, side=96)
+
+
+@pytest.fixture(scope="session")
+def detector_folder(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector trained on the scenes for a minute or two; do not write into it."""
+    from knownot.training.config import DetectionConfig
+    from knownot.training.train_detector import train_detector
+
+    output = tmp_path_factory.mktemp("detector") / "model"
+    config = DetectionConfig(
+        data=scenes, output=output, image_size=128, epochs=8, batch_size=2, device="cpu"
+    )
+    return train_detector(config).folder

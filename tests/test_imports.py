@@ -13,7 +13,7 @@ import knownot
 
 PACKAGE = Path(knownot.__file__).parent
 # A layer may import itself and those before it.
-LAYERS = ["errors", "core", "data", "models", "training", "evaluation", "demo", "cli", "__main__"]
+LAYERS = ["errors", "core", "data", "models", "evaluation", "training", "demo", "cli", "__main__"]
 
 
 def loaded_after(statement: str) -> set[str]:

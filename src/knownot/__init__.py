@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from knownot.core.calibration import ConformalCalibration as ConformalCalibration
     from knownot.core.virtual_outlier_loss import VirtualOutlierLoss as VirtualOutlierLoss
     from knownot.models.classifier import UnknownAwareClassifier as UnknownAwareClassifier
+    from knownot.models.detector import UnknownAwareDetector as UnknownAwareDetector
     from knownot.models.model_folder import load as load
 
 _HOMES = {
     "ConformalCalibration": "knownot.core.calibration",
     "UnknownAwareClassifier": "knownot.models.classifier",
+    "UnknownAwareDetector": "knownot.models.detector",
     "VirtualOutlierLoss": "knownot.core.virtual_outlier_loss",
     "load": "knownot.models.model_folder",
 }
@@ -26,6 +28,7 @@ _HOMES = {
 __all__ = [
     "ConformalCalibration",
     "UnknownAwareClassifier",
+    "UnknownAwareDetector",
     "VirtualOutlierLoss",
     "__version__",
     "load",

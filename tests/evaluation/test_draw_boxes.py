@@ -288,3 +288,11 @@ def test_a_box_without_text_changes_only_its_own_edge(data: st.DataObject) -> No
     expected[y1:y2, x1:x2] = True
     expected[y1 + width : max(y2 - width, 0), x1 + width : max(x2 - width, 0)] = False
     assert np.array_equal((drawn != GREY).any(axis=2), expected)
+
+
+def test_a_small_picture_is_enlarged_with_its_boxes() -> None:
+    box = DrawnBox((10.0, 10.0, 30.0, 20.0), "a", False, 0.5, None, 0)
+    drawn = draw_boxes(Image.new("RGB", (60, 40)), [box], least_side=80)
+    assert drawn.size == (120, 80)
+    assert drawn.getpixel((20, 30)) == class_colour(0)  # the left edge, twice as far
+    assert draw_boxes(Image.new("RGB", (3200, 4)), [], least_side=80).size == (1600, 2)

@@ -18,8 +18,9 @@ from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.models.model_folder import load
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.feature_cache import extract_features
+from knownot.training.fit import Silent
 from knownot.training.plan import make_plan
-from knownot.training.train import Silent, train
+from knownot.training.train import train
 from tests.helpers import (
     COLOURS,
     UNKNOWN_COLOUR,
@@ -267,7 +268,7 @@ def test_the_plan_says_when_windows_are_ready_and_what_is_wrong(tmp_path: Path) 
     colour_folder(tmp_path / "val", 10, start=50)
 
     class Keep(Silent):
-        def plan(self, plan, config) -> None:
+        def plan(self, plan) -> None:
             self.kept = plan
 
     keeper = Keep()

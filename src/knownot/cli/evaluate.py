@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from knownot.evaluation.evaluate import Report
+    from knownot.evaluation.evaluate_detector import DetectionReport
 
 
 _SHOWN = ("fpr95", "fpr95_ood_positive", "auroc")
@@ -22,11 +23,18 @@ _SHOWN = ("fpr95", "fpr95_ood_positive", "auroc")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     id_folder: Annotated[
-        Path, typer.Option("--id", help="Test photos of the known classes, <class>/ folders.")
+        Path,
+        typer.Option(
+            "--id",
+            help="Test photos of the known classes, <class>/ folders; for a detector COCO or VOC.",
+        ),
     ],
     ood: Annotated[
         list[Path] | None,
-        typer.Option("--ood", help="Folder(s) of photos of none of the classes."),
+        typer.Option(
+            "--ood",
+            help="Folder(s) of photos of none of the classes; for a detector also COCO or VOC.",
+        ),
     ] = None,
     more_ood: Annotated[
         list[Path] | None,
@@ -48,19 +56,31 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Measure a model: accuracy on known photos, FPR95, AUROC, AUPR on unknown ones.
+    """Measure a model: accuracy or mAP on known photos, FPR95, AUROC, AUPR on unknown ones.
 
     [bold]knownot evaluate model/ --id photos/test --ood people/ textures/[/]
 
+    [bold]knownot evaluate detector/ --id coco/ --ood ood/annotations/ood.json streets/[/]
+
     Writes metrics.json and report.html with histograms, ROC curves and the worst mistakes.
     """
-    from knownot.evaluation.evaluate import evaluate as run
+    from knownot.models.detector import UnknownAwareDetector
     from knownot.models.model_folder import load
 
     folders = [*(ood or []), *(more_ood or [])]
     loaded = load(model, device=device)
+    report: Report | DetectionReport
     with photo_progress(json_output) as begin:
-        report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
+        if isinstance(loaded, UnknownAwareDetector):
+            from knownot.evaluation.evaluate_detector import evaluate_detector
+
+            report = evaluate_detector(
+                loaded, id_folder, folders, score=score, alpha=alpha, progress=begin
+            )
+        else:
+            from knownot.evaluation.evaluate import evaluate as run
+
+            report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
     path = report.save(output or model.parent / f"{model.resolve().name}-evaluation")
     if json_output:
         print_json(report.summary)
@@ -69,51 +89,95 @@ def evaluate(
     stderr().print(f"report: {path}", soft_wrap=True)
 
 
-def _print(report: Report) -> None:
-    from rich.table import Table
-
+def _print(report: Report | DetectionReport) -> None:
     summary: dict[str, Any] = report.summary
     out = stdout()
-    low, high = summary["flagged_id_interval"]
-    out.print(
-        f"{summary['n_id']} known photos: accuracy {percent(summary['id_acc'])}, called unknown "
-        f"{percent(summary['flagged_id'])} (95 % interval {percent(low)} to {percent(high)}, "
-        f"asked for {percent(summary['alpha'])})",
-        soft_wrap=True,
-    )
-    if summary["skipped"]:
-        stderr().print(
-            f"[yellow]skipped[/] {len(summary['skipped'])} unreadable photo(s), see report"
-        )
+    for line in _known(summary):
+        out.print(line, soft_wrap=True)
+    for what, name in (("skipped", "unreadable photo(s)"), ("problems", "wrong annotation(s)")):
+        if summary.get(what):
+            stderr().print(f"[yellow]left out[/] {len(summary[what])} {name}, see report")
     if not summary["ood"]:
         return
+    out.print(_deciding_score(summary))
+    out.print(_every_score(summary))
+    if summary["task"] == "detect":
+        out.print(_open_set(summary))
+
+
+def _known(summary: dict[str, Any]) -> list[str]:
+    asked = f"asked for {percent(summary['alpha'])}"
+    interval = summary["flagged_id_interval"]
+    flagged = "none was found"
+    if interval is not None:
+        flagged = (
+            f"called unknown {percent(summary['flagged_id'])} (95 % interval "
+            f"{percent(interval[0])} to {percent(interval[1])}, {asked})"
+        )
+    if summary["task"] == "classify":
+        return [f"{summary['n_id']} known photos: accuracy {percent(summary['id_acc'])}, {flagged}"]
+    return [
+        f"{summary['n_id']} known photos: mAP {_share(summary['map'])}, at IoU 0.5 "
+        f"{_share(summary['map_50'])}; boxes count from a score of {summary['box_threshold']:.2f}",
+        f"{summary['n_id_objects_found']} boxes around known objects: {flagged}",
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)
+
+
+def _deciding_score(summary: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    detector = summary["task"] == "detect"
     table = Table(
-        title=f"score: {report.score}; FPR95: ID is the positive class", title_justify="left"
+        title=f"score: {summary['score']}; FPR95: ID is the positive class", title_justify="left"
     )
-    for heading in ("set", "photos", "unknown", "FPR95", "FPR95 (OOD+)", "AUROC", "AUPR in/out"):
+    headings = ["set", "photos", *(["boxes"] if detector else []), "unknown"]
+    for heading in (*headings, "FPR95", "FPR95 (OOD+)", "AUROC", "AUPR in/out"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, row in summary["ood"].items():
         table.add_row(
-            name,
+            escape(name),
             str(row["n"]),
-            percent(row["flagged"]),
-            percent(row["fpr95"]),
-            percent(row["fpr95_ood_positive"]),
-            percent(row["auroc"]),
-            f"{100 * row['aupr_in']:.1f} / {100 * row['aupr_out']:.1f}",
+            *([str(row["n_boxes"])] if detector else []),
+            _share(row["flagged"]),
+            *(_share(row[key]) for key in _SHOWN),
+            f"{_share(row['aupr_in'])} / {_share(row['aupr_out'])}",
         )
-    table.add_section()
-    table.add_row(
-        "mean over sets",
-        "",
-        "",
-        percent(summary["mean_fpr95"]),
-        "",
-        percent(summary["mean_auroc"]),
-        "",
-    )
-    out.print(table)
-    out.print(_every_score(summary))
+    if "mean_fpr95" in summary:
+        table.add_section()
+        table.add_row(
+            "mean over sets",
+            *([""] * (len(headings) - 1)),
+            percent(summary["mean_fpr95"]),
+            "",
+            percent(summary["mean_auroc"]),
+            "",
+        )
+    return table
+
+
+def _open_set(summary: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="annotated unknown objects", title_justify="left")
+    for heading in ("set", "objects", "recall", "AP", "AOSE", "WI"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for name, row in summary["ood"].items():
+        found = row["open_set"]
+        table.add_row(
+            escape(name),
+            str(found["n_unknown"]),
+            _share(found["unknown_recall"]),
+            _share(found["unknown_ap"]),
+            "–" if found["aose"] is None else str(found["aose"]),
+            "–" if found["wi"] is None else f"{found['wi']:.3f}",
+        )
+    return table
 
 
 def _every_score(summary: dict[str, Any]) -> Table:
@@ -124,6 +188,7 @@ def _every_score(summary: dict[str, Any]) -> Table:
         table.add_column(heading, justify="left" if heading == "score" else "right")
     sets = list(summary["ood"].values())
     for name in sets[0]["scores"]:
-        values = ([s["scores"][name][key] for s in sets] for key in _SHOWN)
-        table.add_row(name, *(percent(mean(v)) for v in values))
+        columns = ([s["scores"][name][key] for s in sets] for key in _SHOWN)
+        values = ([v for v in column if v is not None] for column in columns)
+        table.add_row(name, *(percent(mean(v)) if v else "–" for v in values))
     return table

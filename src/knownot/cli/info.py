@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knownot.cli.console import print_json, stdout
+
+if TYPE_CHECKING:
+    from knownot.models.classifier import UnknownAwareClassifier
+    from knownot.models.detector import UnknownAwareDetector
 
 
 def info(
@@ -55,28 +59,53 @@ def _installation() -> dict[str, Any]:
 def _model(folder: Path) -> dict[str, Any]:
     import json
 
+    from knownot.models.detector import UnknownAwareDetector
     from knownot.models.model_folder import load
 
     model = load(folder)
-    calibration = model.calibrations[model.default_score]
     metrics_file = folder / "training" / "metrics.json"
     metrics = json.loads(metrics_file.read_text()) if metrics_file.is_file() else {}
     return {
-        "task": "classify",
-        "architecture": model.architecture,
+        **(_detector(model) if isinstance(model, UnknownAwareDetector) else _classifier(model)),
         "classes": model.classes,
-        "image size": model.preprocessing.image_size,
-        "backbone features": model.backbone_dim,
-        "bottleneck": model.bottleneck,
         "parameters": sum(p.numel() for p in model.parameters()),
         "scores": list(model.calibrations),
         "default score": model.default_score,
         "combined from": model.combined.parts if model.combined else [],
         "alpha": model.alpha,
         "threshold": model.threshold(),
-        "calibration photos": len(calibration),
         "radius ratio": round(model.vos.radius_ratio, 3),
         "energy weights": [round(w, 4) for w in model.vos.energy_weights.tolist()],
         "training photos": metrics.get("n_train"),
-        "validation accuracy": metrics.get("val_accuracy"),
+        **{
+            name.replace("val_", "validation "): metrics[name]
+            for name in ("val_accuracy", "val_map", "val_map_50")
+            if name in metrics
+        },
+    }
+
+
+def _classifier(model: UnknownAwareClassifier) -> dict[str, Any]:
+    return {
+        "task": "classify",
+        "architecture": model.architecture,
+        "image size": model.preprocessing.image_size,
+        "backbone features": model.backbone_dim,
+        "bottleneck": model.bottleneck,
+        "calibration photos": len(model.calibration(model.default_score)),
+    }
+
+
+def _detector(model: UnknownAwareDetector) -> dict[str, Any]:
+    from knownot.models.folder_config import DetectorConfig, describe
+
+    config = describe(model)
+    assert isinstance(config, DetectorConfig)
+    return {
+        "task": "detect",
+        "architecture": config.detector.architecture,
+        "image size": config.detector.image_size,
+        "box features": config.detector.feature_dim,
+        "box threshold": model.box_threshold,
+        "calibration boxes": len(model.calibration(model.default_score)),
     }

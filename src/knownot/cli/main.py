@@ -47,7 +47,7 @@ def group(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Image classifiers that know when they don't know.
+    """Image classifiers and object detectors that know when they don't know.
 
     Start with [bold]knownot demo[/], then [bold]knownot train photos/ -o model/[/].
     """

@@ -6,7 +6,7 @@ import csv
 import glob
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -17,7 +17,9 @@ from knownot.cli.console import photo_progress, stderr, stdout
 from knownot.errors import DataError
 
 if TYPE_CHECKING:
-    from knownot.models.prediction import Prediction
+    from knownot.models.prediction import DetectionPrediction, Prediction
+
+    Answer = Prediction | DetectionPrediction
 
 
 class Format(StrEnum):
@@ -57,7 +59,7 @@ def predict(
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Same as --format jsonl.")] = False,
 ) -> None:
-    """Label photos, or call them [bold]unknown[/].
+    """Label photos, or the boxes in them, or call them [bold]unknown[/].
 
     [bold]knownot predict model/ new-photos/ --save-images seen/[/]
 
@@ -81,15 +83,23 @@ def predict(
             answers.append(answer)
             advance(1)
             if save_images is not None and answer.error is None:
-                from knownot.evaluation.annotate import save_annotated
-
-                save_annotated(answer, save_images)
+                _save_image(answer, loaded.classes, save_images)
     _write(answers, form, output)
     failed = [answer for answer in answers if answer.error]
     for answer in failed[:5]:
         stderr().print(f"[yellow]skipped[/] {answer.error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
+    from knownot.evaluation.annotate import save_annotated, save_drawn
+    from knownot.models.prediction import Prediction
+
+    if isinstance(answer, Prediction):
+        save_annotated(answer, folder)
+    else:
+        save_drawn(answer, classes, folder)
 
 
 def _expand(patterns: Iterable[str]) -> list[Path]:
@@ -122,7 +132,7 @@ def _by_ending(output: Path | None) -> Format:
     return endings[output.suffix]
 
 
-def _write(answers: list[Prediction], form: Format, output: Path | None) -> None:
+def _write(answers: Sequence[Answer], form: Format, output: Path | None) -> None:
     if form is Format.table:
         _print_table(answers)
         return
@@ -140,10 +150,10 @@ def _write(answers: list[Prediction], form: Format, output: Path | None) -> None
         raise DataError(f"{output}: cannot be written ({error.strerror})") from None
 
 
-def _write_rows(answers: list[Prediction], form: Format, file: TextIO) -> None:
+def _write_rows(answers: Sequence[Answer], form: Format, file: TextIO) -> None:
     rows: list[dict[str, Any]] = [answer.to_dict() for answer in answers]
     if form is Format.csv:
-        flat = [{k: v for k, v in row.items() if k != "scores"} for row in rows]
+        flat = [{k: v for k, v in row.items() if k != "scores"} for row in _csv_rows(rows)]
         writer = csv.DictWriter(file, fieldnames=list(flat[0]))
         writer.writeheader()
         writer.writerows(flat)
@@ -152,23 +162,50 @@ def _write_rows(answers: list[Prediction], form: Format, file: TextIO) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _print_table(answers: list[Prediction]) -> None:
+def _csv_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a photo, or one row a box; a photo without boxes has one with empty cells."""
+    if not rows or "boxes" not in rows[0]:
+        return rows
+    empty = dict.fromkeys(_BOX_CELLS)
+    flat = []
+    for row in rows:
+        photo = {"path": row["path"], "error": row["error"]}
+        for box in row["boxes"] or [{**empty, "box": (None,) * 4}]:
+            corners = dict(zip(("x1", "y1", "x2", "y2"), box["box"], strict=True))
+            flat.append({**photo, **corners, **{key: box[key] for key in _BOX_CELLS}})
+    return flat
+
+
+_BOX_CELLS = ("label", "is_unknown", "ood_score", "p_value", "nearest_class", "confidence")
+
+
+def _print_table(answers: Sequence[Answer]) -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from knownot.models.prediction import Prediction
 
     table = Table()
     for heading in ("photo", "label", "ood_score", "p-value", "nearest class"):
         table.add_column(
             heading, justify="right" if heading in ("ood_score", "p-value") else "left"
         )
+    rows = 0
+    unknown = 0
     for answer in answers:
         name = escape(answer.path or "")
         if answer.error:
             table.add_row(name, "[yellow]not readable[/]")
             continue
-        label = "[bold red]unknown[/]" if answer.is_unknown else escape(answer.label)
-        nearest = f"{escape(answer.nearest_class)} {answer.confidence:.0%}"
-        table.add_row(name, label, f"{answer.ood_score:.3f}", f"{answer.p_value:.3f}", nearest)
+        found = [answer] if isinstance(answer, Prediction) else answer.boxes
+        if not found:
+            table.add_row(name, "[dim]nothing found[/]")
+        for row in found:
+            label = "[bold red]unknown[/]" if row.is_unknown else escape(row.label)
+            nearest = f"{escape(row.nearest_class)} {row.confidence:.0%}"
+            table.add_row(name, label, f"{row.ood_score:.3f}", f"{row.p_value:.3f}", nearest)
+            rows += 1
+            unknown += row.is_unknown
     stdout().print(table)
-    unknown = sum(answer.is_unknown for answer in answers)
-    stdout().print(f"{len(answers)} photos, {unknown} unknown")
+    boxes = "" if not answers or isinstance(answers[0], Prediction) else f", {rows} boxes"
+    stdout().print(f"{len(answers)} photos{boxes}, {unknown} unknown")

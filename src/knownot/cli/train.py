@@ -12,21 +12,29 @@ import typer
 from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from knownot.training.config import TrainConfig
+    from knownot.training.config import Config
     from knownot.training.plan import Plan
+    from knownot.training.result import TrainResult
 
 _method = partial(typer.Option, rich_help_panel="Method")
+_detector = partial(typer.Option, rich_help_panel="Detectors")
 _run = partial(typer.Option, rich_help_panel="Run")
 
 
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder with train/<class>/ and val/<class>/, or with <class>/."),
+        typer.Argument(
+            help="Folder with train/<class>/ and val/<class>/, or with <class>/; or with COCO or "
+            "VOC annotations, for a detector."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Model folder to write. (default: model)"),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="auto: by the data; classify; detect. (default: auto)")
     ] = None,
     finetune: Annotated[
         str | None,
@@ -46,8 +54,12 @@ def train(
         bool | None,
         typer.Option(help="Unit length and variance before it. (default: head yes, all no)"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="(default: head 30, all 4)")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="(default: head 128, all 32)")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="(default: head 30, all 4, detector 12)")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="(default: head 128, all 32, detector 4)")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the head. (default: 1e-3)")
     ] = None,
@@ -62,7 +74,7 @@ def train(
         float | None, _method(help="beta; 0 trains without VOS. (default: 0.1)")
     ] = None,
     vos_start: Annotated[
-        float | None, _method(help="Share of steps before VOS. (default: 0.4)")
+        float | None, _method(help="Share of steps before VOS. (default: 0.4, detector 2/3)")
     ] = None,
     queue_size: Annotated[
         int | None, _method(help="Features kept per class. (default: 1000)")
@@ -95,6 +107,25 @@ def train(
     classwise: Annotated[
         bool | None, _method(help="Calibrate each predicted class by itself. (default: no)")
     ] = None,
+    freeze: Annotated[
+        int | None, _detector(help="Halvings of resolution not trained. (default: 2)")
+    ] = None,
+    box_features: Annotated[
+        int | None, _detector(help="Width of the box features. (default: 128)")
+    ] = None,
+    proposals: Annotated[
+        int | None, _detector(help="Regions looked at in a photo. (default: 200)")
+    ] = None,
+    clip: Annotated[
+        float | None, _detector(help="Largest norm of the gradient. (default: 10)")
+    ] = None,
+    strict: Annotated[bool | None, _detector("--strict", help="Stop on wrong annotations.")] = None,
+    start_from: Annotated[
+        Path | None, _detector("--from", help="Finished detector that VOS is added to.")
+    ] = None,
+    map_tolerance: Annotated[
+        float | None, _detector(help="mAP that adding VOS may cost. (default: 0.005)")
+    ] = None,
     config: Annotated[
         Path | None, _run(help="YAML file with the same settings; flags win.")
     ] = None,
@@ -108,11 +139,13 @@ def train(
     overwrite: Annotated[bool | None, _run("--overwrite", help="Replace the model folder.")] = None,
     json_output: Annotated[bool, _run("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Train a classifier that answers [bold]unknown[/] from a folder of labelled photos.
+    """Train a classifier or detector that answers [bold]unknown[/].
 
     [bold]knownot train photos/ -o model/[/]
 
     [bold]knownot train photos/ -o model/ --finetune all --image-size 160 --epochs 4[/]
+
+    [bold]knownot train coco/ -o model/[/]   photos with boxes, COCO or VOC: a detector
 
     A training photo that cannot be read is skipped and listed; Ctrl-C keeps the finished epochs.
     """
@@ -125,13 +158,23 @@ def train(
 _NO_SETTINGS = {"config", "json_output"}
 
 
-def _train(config: TrainConfig, json_output: bool) -> None:
+def _run_task(config: Config, printer: _Printer) -> TrainResult:
+    from knownot.training.config import DetectionConfig
+
+    if isinstance(config, DetectionConfig):
+        from knownot.training.train_detector import train_detector
+
+        return train_detector(config, printer)
+    from knownot.training.train import train
+
+    return train(config, printer)
+
+
+def _train(config: Config, json_output: bool) -> None:
     note = stderr()
     try:
         with photo_progress(json_output) as begin:
-            from knownot.training.train import train as run
-
-            result = run(config, _Printer(begin, json_output))
+            result = _run_task(config, _Printer(begin, json_output))
     except KeyboardInterrupt:
         note.print(
             "\n[yellow]interrupted.[/] Finished epochs and computed features are kept; the same "
@@ -157,7 +200,7 @@ class _Printer:
         self.stage = begin
         self.quiet = quiet
 
-    def plan(self, plan: Plan, config: TrainConfig) -> None:
+    def plan(self, plan: Plan) -> None:
         """Print the plan as a table, before anything is computed."""
         if self.quiet:
             return
@@ -181,10 +224,9 @@ class _Printer:
         if len(shown) < len(plan.classes):
             note.print(f"… and {len(plan.classes) - len(shown)} more classes")
         note.print(
-            f"{config.arch}, {config.finetune} trained, {config.n_epochs} epochs = {plan.steps} steps "
-            f"on {plan.device}; VOS from step {plan.start_step}, features of width "
-            f"{plan.feature_dim}, radius ratio {plan.radius_ratio:.2f}, windows "
-            f"{plan.window_mib:.1f} MiB",
+            f"{plan.summary} = {plan.steps} steps on {plan.device}; VOS from step "
+            f"{plan.start_step}, features of width {plan.feature_dim}, radius ratio "
+            f"{plan.radius_ratio:.2f}, windows {plan.window_mib:.1f} MiB",
             soft_wrap=True,
         )
         for text in plan.notes:
@@ -200,15 +242,35 @@ class _Printer:
 
 
 def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    detector = metrics["task"] == "detect"
     table = Table(title=f"Model {folder}", title_justify="left", show_header=False)
-    table.add_row("accuracy on validation photos", percent(metrics["val_accuracy"]))
-    for name, accuracy in list(metrics["val_accuracy_per_class"].items())[:20]:
-        table.add_row(f"  {name}", percent(accuracy))
+    if detector:
+        table.add_row("mAP on validation photos", percent(metrics["val_map"]))
+        table.add_row("mAP at IoU 0.5", percent(metrics["val_map_50"]))
+    else:
+        table.add_row("accuracy on validation photos", percent(metrics["val_accuracy"]))
+    each = metrics["val_map_per_class" if detector else "val_accuracy_per_class"]
+    for name, value in list(each.items())[:20]:
+        table.add_row(f"  {escape(name)}", "none shown" if value is None else percent(value))
     table.add_row("photos", f"{metrics['n_train']} train, {metrics['n_val']} validation")
+    if "val_map_before" in metrics:
+        table.add_row("mAP before, after VOS", _before_and_after(metrics))
+    if detector:
+        table.add_row("boxes count above", f"{metrics['box_threshold']:.2f}")
     table.add_row("score", f"{metrics['score']}, unknown above {metrics['threshold']:.4g}")
-    table.add_row("known photos called unknown, at most about", percent(metrics["alpha"]))
+    known = "boxes around known objects" if detector else "known photos"
+    table.add_row(f"{known} called unknown, at most about", percent(metrics["alpha"]))
     table.add_row("time", f"{metrics['seconds']:.0f} s")
     stdout().print(table)
     stderr().print(f"next: [bold]knownot predict {folder} new-photos/[/]")
+
+
+def _before_and_after(metrics: dict[str, Any]) -> str:
+    both = f"{percent(metrics['val_map_before'])}, {percent(metrics['val_map_after'])}"
+    if not metrics["kept_old_weights"]:
+        return both
+    allowed = 100 * metrics["map_tolerance"]
+    return f"{both}: fell by more than {allowed:g} points, the old weights are kept"

@@ -67,7 +67,9 @@ def class_colour(index: int) -> Colour:
     return _CLASS_COLOURS[index % len(_CLASS_COLOURS)]
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox]) -> Image.Image:
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[DrawnBox], *, least_side: int = 1
+) -> Image.Image:
     """Draw boxes with label, score and p-value; unknown ones on top, in thick dashed lines.
 
     A box is cut at the border of the picture. One that lies outside of it, has no area or is not
@@ -76,9 +78,11 @@ def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox]) -> Image.Image:
     Args:
         image: The picture (W, H), in any mode.
         boxes: Boxes in pixels of `image`.
+        least_side: Enlarge a picture whose shorter side is less than this, so that the text, which
+            is drawn in pixels, hides less of it.
 
     Returns:
-        A new RGB picture, scaled down to 1600 pixels on its longer side if it is larger.
+        A new RGB picture, of at most 1600 pixels on its longer side.
     """
     # torchvision's draw_bounding_boxes knows neither dashes nor clipping: it raises for a box whose
     # corners are swapped, and its text runs out of the picture.
@@ -89,6 +93,10 @@ def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox]) -> Image.Image:
         return canvas
     if max(canvas.size) > _MAX_SIDE:
         canvas.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+    enlarge = min(least_side / min(canvas.size), _MAX_SIDE / max(canvas.size))
+    if enlarge > 1:
+        size = (round(canvas.width * enlarge), round(canvas.height * enlarge))
+        canvas = canvas.resize(size, Image.Resampling.BICUBIC)
     scale = (canvas.width / image.width, canvas.height / image.height)
     placed = [(box, _pixels(box.box, scale, canvas.size)) for box in boxes]
     shown = [(box, area) for box, area in placed if area is not None]

@@ -115,7 +115,7 @@ def evaluate(
     threshold = model.threshold(alpha, score)
     known = read_labelled(id_folder, model.classes)
     # All folders are looked at before any photo is read: a wrong path is told at once.
-    folders = {_set_name(Path(folder), ood_folders): list_photos(folder) for folder in ood_folders}
+    folders = {name: list_photos(folder) for name, folder in set_names(ood_folders).items()}
     id_set = score_photos(model, "ID", known.paths, known.labels, score=score, progress=progress)
     ood_sets = [
         score_photos(model, name, paths, score=score, progress=progress)
@@ -236,8 +236,10 @@ def _summary(
     return summary
 
 
-def _set_name(folder: Path, folders: Sequence[str | Path]) -> str:
-    """The folder's own name, or its whole path where two share a name."""
-    name = folder.resolve().name
-    same = [other for other in folders if Path(other).resolve().name == name]
-    return name if len(same) == 1 else str(folder)
+def set_names(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """Folders by their own name, or by their whole path where two share a name."""
+    names = [Path(folder).resolve().name for folder in folders]
+    return {
+        name if names.count(name) == 1 else str(folder): Path(folder)
+        for name, folder in zip(names, folders, strict=True)
+    }

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from knownot.evaluation.evaluate import Scored
+
+class HasScores(Protocol):
+    """A named set of photos or boxes with every ood_score (N,) by name."""
+
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Every score by name."""
+
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 ID_COLOUR = "#0072B2"
@@ -19,7 +30,13 @@ THRESHOLD_COLOUR = "#000000"
 _BINS = 60
 
 
-def histograms(id_set: Scored, ood_sets: list[Scored], score: str, threshold: float) -> bytes:
+def histograms(
+    id_set: HasScores,
+    ood_sets: Sequence[HasScores],
+    score: str,
+    threshold: float,
+    rows_are: str = "photos",
+) -> bytes:
     """One panel for each OOD set: its scores and the ID scores, with the threshold."""
     panels = max(1, len(ood_sets))
     columns = min(3, panels)
@@ -30,7 +47,7 @@ def histograms(id_set: Scored, ood_sets: list[Scored], score: str, threshold: fl
         axes = figure.add_subplot(rows, columns, i + 1)
         ood = ood_sets[i].scores[score].numpy() if ood_sets else np.empty(0)
         everything = np.concatenate([id_scores, ood])
-        low, high = np.quantile(everything, [0.0, 0.99])
+        low, high = np.quantile(everything, [0.0, 0.99]) if len(everything) else (0.0, 1.0)
         bins = np.linspace(low, max(high, low + 1e-6), _BINS).tolist()
         for values, colour, label in (
             (id_scores, ID_COLOUR, "in-distribution"),
@@ -43,16 +60,18 @@ def histograms(id_set: Scored, ood_sets: list[Scored], score: str, threshold: fl
         if np.isfinite(threshold):
             axes.axvline(min(threshold, bins[-1]), color=THRESHOLD_COLOUR, ls="--", lw=1)
         axes.set_xlabel(f"ood_score ({score})")
-        axes.set_ylabel("share of photos")
+        axes.set_ylabel(f"share of {rows_are}")
         axes.legend(fontsize=8)
     return _png(figure)
 
 
-def roc_curves(id_set: Scored, ood_sets: list[Scored], score: str) -> bytes:
+def roc_curves(id_set: HasScores, ood_sets: Sequence[HasScores], score: str) -> bytes:
     """Share of ID accepted against share of OOD accepted, one curve for each OOD set."""
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for ood in ood_sets:
+        if not (len(id_set.scores[score]) and len(ood.scores[score])):
+            continue  # a detector may find no box at all
         fpr, tpr = roc(id_set.scores[score], ood.scores[score])
         axes.plot(fpr, tpr, lw=1.5, label=ood.name)
     axes.axhline(0.95, color="grey", lw=0.8, ls=":")

@@ -25,22 +25,28 @@ _THUMBNAIL = 160
 
 def write_html(report: Report, path: Path) -> Path:
     """Write the report as one self-contained file and return its path."""
-    environment = Environment(loader=PackageLoader("knownot.evaluation"), autoescape=True)
-    page = environment.get_template("report.html.jinja").render(
-        version=knownot.__version__,
+    page = render(
+        "report",
         summary=report.summary,
         score=report.score,
         threshold=report.threshold,
         score_names=list(report.id_set.scores),
-        histograms=_data_url(
+        histograms=data_url(
             histograms(report.id_set, report.ood_sets, report.score, report.threshold), "png"
         ),
-        roc=_data_url(roc_curves(report.id_set, report.ood_sets, report.score), "png"),
+        roc=data_url(roc_curves(report.id_set, report.ood_sets, report.score), "png"),
         mistakes=_mistakes(report),
         classes=report.classes,
     )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def render(template: str, **values: Any) -> str:
+    """A report's page."""
+    environment = Environment(loader=PackageLoader("knownot.evaluation"), autoescape=True)
+    page = environment.get_template(f"{template}.html.jinja")
+    return page.render(version=knownot.__version__, **values)
 
 
 def _mistakes(report: Report) -> list[dict[str, Any]]:
@@ -79,7 +85,7 @@ def _gallery(title: str, scored: Scored, indices: torch.Tensor) -> dict[str, Any
         image.save(buffer, "JPEG", quality=80)
         pictures.append(
             {
-                "src": _data_url(buffer.getvalue(), "jpeg"),
+                "src": data_url(buffer.getvalue(), "jpeg"),
                 "path": str(scored.paths[i]),
                 "predicted": int(scored.predicted[i]),
                 "confidence": float(scored.confidence[i]),
@@ -89,5 +95,6 @@ def _gallery(title: str, scored: Scored, indices: torch.Tensor) -> dict[str, Any
     return {"title": title, "total": len(indices), "pictures": pictures}
 
 
-def _data_url(data: bytes, kind: str) -> str:
+def data_url(data: bytes, kind: str) -> str:
+    """An image inside the page: bytes of a PNG or JPEG file."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

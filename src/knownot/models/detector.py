@@ -36,7 +36,7 @@ class UnknownAwareDetector(UnknownAwareModel):
         box_threshold: Least `scores` of a box that counts, found on ID validation photos.
 
     Raises:
-        ConfigError: If there is no class.
+        ConfigError: If there is no class, or `regions` was built for another number of them.
     """
 
     def __init__(
@@ -50,6 +50,10 @@ class UnknownAwareDetector(UnknownAwareModel):
         super().__init__(classes, alpha)
         if not classes:
             raise ConfigError("classes: expected at least one")
+        if len(classes) != regions.num_classes:
+            raise ConfigError(
+                f"classes: regions was built for {regions.num_classes}, got {len(classes)}"
+            )
         self.regions = regions
         self.vos_settings = vos or VosSettings()
         self.box_threshold = 0.5

@@ -33,10 +33,12 @@ class RegionModel(nn.Module):
     """A detector of K classes.
 
     Attributes:
+        num_classes: Number of classes K.
         feature_dim: Width D of the penultimate features.
         background_index: Column of the logits that stands for "no object", or None.
     """
 
+    num_classes: int
     feature_dim: int
     background_index: int | None
 
@@ -56,7 +58,7 @@ class RegionModel(nn.Module):
         raise NotImplementedError  # abstract
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
-        """Boxes of photos (3, H, W), floats in [0, 1].
+        """Boxes of photos (3, H, W), floats in [0, 1]; called without gradients.
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,) in [0, K); `scores`

@@ -82,6 +82,7 @@ class FasterRCNNRegions(RegionModel):
         build = _shipped if settings.architecture in SHIPPED else _on_timm
         self.model = build(num_classes, settings, weights, limits)
         self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
+        self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = settings.feature_dim
 
@@ -112,10 +113,11 @@ class FasterRCNNRegions(RegionModel):
         return found
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the backbone's body, and of pyramid, proposals and box head."""
-        body = [p for p in self.model.backbone.body.parameters() if p.requires_grad]
-        inside = {id(p) for p in self.model.backbone.body.parameters()}
-        return body, [p for p in self.parameters() if id(p) not in inside]
+        """Parameters of the backbone's body, and of the rest; frozen ones left out."""
+        body = list(self.model.backbone.body.parameters())
+        inside = {id(p) for p in body}
+        rest = [p for p in self.parameters() if id(p) not in inside]
+        return [p for p in body if p.requires_grad], [p for p in rest if p.requires_grad]
 
 
 class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
@@ -227,7 +229,7 @@ def _shipped(
         model: FasterRCNN = build(
             weights=None if weights == "none" else "DEFAULT",
             weights_backbone=None,
-            trainable_backbone_layers=max(0, 5 - settings.frozen_stages),
+            trainable_backbone_layers=None if weights == "none" else 5 - settings.frozen_stages,
             **limits,
         )
     except OSError as error:

@@ -6,9 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from knownot.data.detection_folder import DetectionSplits, summarise
 from knownot.data.image_folder import Splits
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.training.config import TrainConfig
+from knownot.models.detector import UnknownAwareDetector
+from knownot.training.config import CommonConfig, DetectionConfig, TrainConfig
 
 # Below this the median virtual outlier lies among the data's own outer tenth even for wide
 # features, and the loss has hardly anything to tell apart.
@@ -20,7 +22,8 @@ class Plan:
     """The plan of a training run.
 
     Attributes:
-        classes: For each class its name, its numbers of training and validation photos, the step
+        summary: What is trained, in a few words.
+        classes: For each class its name, its numbers of training and validation examples, the step
             from which outliers are drawn around it, and the step at which its window is full.
         steps: Number of training steps.
         start_step: Step at which the uncertainty loss starts.
@@ -31,6 +34,7 @@ class Plan:
         notes: What the user should know or change.
     """
 
+    summary: str
     classes: list[dict[str, Any]]
     steps: int
     start_step: int
@@ -48,43 +52,65 @@ class Plan:
 def make_plan(
     model: UnknownAwareClassifier, splits: Splits, config: TrainConfig, device: str
 ) -> Plan:
-    """Work out the plan; `splits` holds the photos that can be read."""
-    train, val = splits.train.counts(), splits.val.counts()
-    per_epoch = steps_per_epoch(len(splits.train), config)
-    steps = per_epoch * config.n_epochs
+    """The plan of training a classifier; `splits` holds the photos that can be read."""
+    steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
+    return _plan(
+        model,
+        f"{config.arch}, {config.finetune} trained",
+        (splits.train.counts(), splits.val.counts()),
+        min(config.n_batch, len(splits.train)),
+        steps,
+        config,
+        device,
+        splits.warnings,
+    )
+
+
+def make_detection_plan(
+    model: UnknownAwareDetector, splits: DetectionSplits, config: DetectionConfig, device: str
+) -> Plan:
+    """The plan of training a detector; examples are boxes.
+
+    Each box gives a step one feature at least, the box itself; most give several.
+    """
+    steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
+    counts = splits.train.counts(), splits.val.counts()
+    boxes_a_step = sum(counts[0].values()) * config.n_batch / max(1, len(splits.train))
+    summary = f"Faster R-CNN on {config.arch}, {len(splits.train)} photos"
+    notes = [*splits.warnings]
+    if splits.problems:
+        notes.append(summarise(splits.problems))
+    return _plan(model, summary, counts, boxes_a_step, steps, config, device, notes)
+
+
+def _plan(
+    model: UnknownAwareClassifier | UnknownAwareDetector,
+    summary: str,
+    counts: tuple[dict[str, int], dict[str, int]],
+    examples_a_step: float,
+    steps: int,
+    config: CommonConfig,
+    device: str,
+    notes: list[str],
+) -> Plan:
+    train, val = counts
     start = config.start_step(steps)
-    share = {name: count / max(1, len(splits.train)) for name, count in train.items()}
-    batch = min(config.n_batch, len(splits.train))
+    examples = max(1, sum(train.values()))
     classes: list[dict[str, Any]] = [
         {
             "name": name,
             "train": count,
             "val": val.get(name, 0),
-            "ready_step": _steps_until(model.vos.min_count, share[name] * batch),
-            "window_full_step": _steps_until(config.queue_size, share[name] * batch),
+            "ready_step": _steps_until(model.vos.min_count, count / examples * examples_a_step),
+            "window_full_step": _steps_until(config.queue_size, count / examples * examples_a_step),
         }
         for name, count in train.items()
     ]
-    notes = list(splits.warnings)
-    if len(splits.val) + 1 <= 1 / config.alpha:  # the smallest p-value is not below alpha
-        notes.append(
-            f"nothing can be called unknown: alpha {config.alpha:g} takes at least "
-            f"{math.floor(1 / config.alpha)} validation photos; add photos, or raise --alpha"
-        )
-    if config.vos_weight == 0:
-        notes.append("vos_weight is 0: trained with cross-entropy alone")
-    elif model.vos.radius_ratio < _USEFUL_RADIUS_RATIO:
-        notes.append(
-            f"radius ratio {model.vos.radius_ratio:.2f}: at width {model.vos.feature_dim} virtual "
-            "outliers hardly leave the data; use --bottleneck 64, or --radius-ratio 1.4"
-        )
-    late = [str(c["name"]) for c in classes if (c["ready_step"] or steps) > max(start, steps // 2)]
-    if late:
-        notes.append(f"rare classes get virtual outliers late or never: {', '.join(late)}")
     window = 0.0
     if model.vos_settings.gaussians == "window":
         window = 4 * len(classes) * config.queue_size * model.vos.feature_dim / 2**20
     return Plan(
+        f"{summary}, {config.n_epochs} epochs",
         classes,
         steps,
         start,
@@ -92,11 +118,41 @@ def make_plan(
         model.vos.radius_ratio,
         window,
         device,
-        notes,
+        [*notes, *_notes(model, classes, sum(val.values()), max(start, steps // 2), steps, config)],
     )
 
 
-def steps_per_epoch(photos: int, config: TrainConfig) -> int:
+def _notes(
+    model: UnknownAwareClassifier | UnknownAwareDetector,
+    classes: list[dict[str, Any]],
+    val: int,
+    late_step: int,
+    steps: int,
+    config: CommonConfig,
+) -> list[str]:
+    notes = []
+    if val + 1 <= 1 / config.alpha:  # the smallest p-value is not below alpha
+        notes.append(
+            f"nothing can be called unknown: alpha {config.alpha:g} takes at least "
+            f"{math.floor(1 / config.alpha)} validation photos; add photos, or raise --alpha"
+        )
+    if config.vos_weight == 0:
+        notes.append("vos_weight is 0: trained with cross-entropy alone")
+    elif model.vos.radius_ratio < _USEFUL_RADIUS_RATIO:
+        narrower = (
+            "--box-features 128" if isinstance(model, UnknownAwareDetector) else "--bottleneck 64"
+        )
+        notes.append(
+            f"radius ratio {model.vos.radius_ratio:.2f}: at width {model.vos.feature_dim} virtual "
+            f"outliers hardly leave the data; use {narrower}, or --radius-ratio 1.4"
+        )
+    late = [str(c["name"]) for c in classes if (c["ready_step"] or steps) > late_step]
+    if late:
+        notes.append(f"rare classes get virtual outliers late or never: {', '.join(late)}")
+    return notes
+
+
+def steps_per_epoch(photos: int, config: CommonConfig) -> int:
     """Optimiser steps of one epoch."""
     full, rest = divmod(photos, config.n_batch)
     return full + (rest > 1 or full == 0)

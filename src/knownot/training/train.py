@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
@@ -27,54 +19,12 @@ from knownot.models.preprocessing import Preprocessing
 from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
-from knownot.training.interrupts import ctrl_c_between_steps
+from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.lightning_module import VosTraining
 from knownot.training.model_card import model_card
-from knownot.training.plan import Plan, make_plan, steps_per_epoch
+from knownot.training.plan import make_plan, steps_per_epoch
+from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
-
-
-class Reporter(Protocol):
-    """What training tells its caller as it goes; the command line draws it."""
-
-    def plan(self, plan: Plan, config: TrainConfig) -> None:
-        """The plan, before anything is computed."""
-
-    def stage(self, name: str, total: int) -> Callable[[int], None]:
-        """A stage of `total` photos begins; the result is called with photos done."""
-
-    def callbacks(self) -> list[Callback]:
-        """Lightning callbacks, such as a progress bar."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def plan(self, plan: Plan, config: TrainConfig) -> None:
-        """Say nothing."""
-
-    def stage(self, name: str, total: int) -> Callable[[int], None]:
-        """Count nothing."""
-        return lambda done: None
-
-    def callbacks(self) -> list[Callback]:
-        """No callbacks."""
-        return []
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run leaves behind.
-
-    Attributes:
-        folder: The model folder.
-        metrics: The numbers of `training/metrics.json`.
-        skipped: Path and reason of every photo that could not be used.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-    skipped: dict[Path, str] = field(default_factory=dict)
 
 
 def train(
@@ -111,7 +61,7 @@ def train(
     skipped: dict[Path, str] = {}
     if config.finetune == "all":
         splits = _readable_splits(splits, skipped, config.data)
-    reporter.plan(make_plan(model, splits, config, str(device)), config)
+    reporter.plan(make_plan(model, splits, config, str(device)))
     run.open()
 
     if config.finetune == "head":
@@ -129,7 +79,7 @@ def train(
     metrics = _metrics(model, learned, val, time.monotonic() - started)
 
     def add_training_files(folder: Path) -> None:
-        _write_training_files(folder / "training", config, metrics, skipped)
+        write_training_files(folder / "training", config, metrics, skipped)
         run.copy_logs(folder / "training")
         (folder / "README.md").write_text(model_card(model, config, metrics))
 
@@ -211,31 +161,7 @@ def _fit(
 ) -> None:
     steps = steps_per_epoch(len(dataset), config) * config.n_epochs
     model.vos.start_step = config.start_step(steps)
-    module = VosTraining(model, dataset, config, steps)
-    device = choose_device(config.device).type
-    with _quiet(), ctrl_c_between_steps() as stop:
-        trainer = L.Trainer(
-            max_epochs=config.n_epochs,
-            accelerator="gpu" if device == "cuda" else device,
-            devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
-            logger=[CSVLogger(run.logs, "", "csv"), TensorBoardLogger(run.logs, "", "tensorboard")],
-            callbacks=[
-                ModelCheckpoint(
-                    run.checkpoints,
-                    filename="last",
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
-                *reporter.callbacks(),
-                stop,
-            ],
-            enable_progress_bar=False,  # the reporter draws its own
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(module, ckpt_path=run.checkpoint())
+    fit(VosTraining(model, dataset, config, steps), config, run, reporter.callbacks())
 
 
 @torch.no_grad()
@@ -261,30 +187,3 @@ def _metrics(
         "vos_started": model.vos.started,
         "seconds": seconds,
     }
-
-
-def _write_training_files(
-    training: Path, config: TrainConfig, metrics: dict[str, Any], skipped: dict[Path, str]
-) -> None:
-    training.mkdir()
-    (training / "config.yaml").write_text(config.to_yaml())
-    (training / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    listed = {str(path): reason for path, reason in skipped.items()}
-    (training / "skipped.json").write_text(json.dumps(listed, indent=2) + "\n")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's advertising and hints that do not concern the user."""
-    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,0 +1,66 @@
+"""A detector run over annotated photos, and the boxes that found what is annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from knownot.data.detection_set import Objects
+from knownot.data.photo import open_photo
+from knownot.errors import DataError
+from knownot.evaluation.box_matching import Boxes, match
+from knownot.models.detector import UnknownAwareDetector
+from knownot.models.regions import Detections
+
+
+def detect_photos(
+    model: UnknownAwareDetector,
+    paths: Sequence[Path],
+    skipped: dict[Path, str],
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Detections]]:
+    """Run a detector over photos, one by one: sizes differ.
+
+    Args:
+        model: The detector.
+        paths: Photos.
+        skipped: Filled with path and reason of every photo that cannot be read.
+        progress: Called with the number of photos done since the last call.
+
+    Yields:
+        Index of the photo and its detections, on the CPU.
+    """
+    model.eval()
+    for index, path in enumerate(paths):
+        try:
+            image = open_photo(path)
+        except DataError as error:
+            skipped[path] = str(error)
+        else:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.device)
+            (found,) = model([pixels])
+            yield index, {name: values.cpu() for name, values in found.items()}
+        if progress:
+            progress(1)
+
+
+def as_boxes(found: Detections, unknown: Tensor | None = None) -> Boxes:
+    """The detections of a photo as the measures read them; none unknown if not given (B,)."""
+    if unknown is None:
+        unknown = torch.zeros(len(found["labels"]), dtype=torch.bool)
+    return Boxes(found["boxes"], found["labels"], found["scores"], unknown)
+
+
+def found_objects(found: Detections, truth: Objects, threshold: float = 0.0) -> Detections:
+    """The detections around annotated objects of their class (IoU 0.5), above a box threshold."""
+    right = (match(as_boxes(found), truth) >= 0) & (found["scores"] >= threshold)
+    return {name: values[right] for name, values in found.items()}
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """The detections of several photos as one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,127 @@
+"""Joins detector and loss for Lightning; holds no formula of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from knownot.data.detection_folder import DetectionSplits
+from knownot.errors import TrainingError
+from knownot.evaluation.box_matching import Boxes
+from knownot.evaluation.box_metrics import mean_average_precision
+from knownot.evaluation.detect_set import as_boxes
+from knownot.models.detector import UnknownAwareDetector
+from knownot.training.batches import training_batches
+from knownot.training.config import DetectionConfig
+from knownot.training.detection_batches import AugmentedScenes, PlainScenes, as_lists
+
+
+class DetectionTraining(L.LightningModule):
+    """The detector's losses plus the virtual outlier loss; mAP on validation photos each epoch.
+
+    Args:
+        model: The detector to train.
+        splits: Photos to learn from and to validate on.
+        config: Settings.
+        steps: Optimiser steps of the whole training, for the schedule.
+    """
+
+    def __init__(
+        self,
+        model: UnknownAwareDetector,
+        splits: DetectionSplits,
+        config: DetectionConfig,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.splits = splits
+        self.config = config
+        self.total_steps = steps
+        self._found: dict[int, Boxes] = {}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches, beginning with the epoch to train next."""
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        dataset = AugmentedScenes(self.splits.train)
+        return training_batches(dataset, self.config, progress.processed, as_lists)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation photos in order."""
+        return DataLoader(
+            PlainScenes(self.splits.val),
+            batch_size=self.config.n_batch,
+            collate_fn=as_lists,
+            num_workers=self.config.n_workers,
+            generator=torch.Generator(),
+        )
+
+    def training_step(self, batch: tuple[list[Tensor], Any], batch_idx: int) -> Tensor:
+        """Loss (scalar) of one batch: photos of any sizes and their boxes.
+
+        Raises:
+            TrainingError: If the loss is not finite; the message names the part.
+        """
+        images, targets = batch
+        losses = self.model.losses(images, targets)
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        if not torch.isfinite(loss):
+            wrong = [name for name, value in losses.items() if not torch.isfinite(value)]
+            raise TrainingError(
+                f"the loss is not finite in epoch {self.current_epoch + 1}, step "
+                f"{self.global_step + 1} ({', '.join(wrong)}); lower --lr or --backbone-lr, or use "
+                "--precision 32-true, and start anew with --overwrite"
+            )
+        self.log_dict(
+            {"loss": loss, **losses}, on_step=False, on_epoch=True, batch_size=len(images)
+        )
+        total: Tensor = loss
+        return total
+
+    def validation_step(self, batch: tuple[list[Tensor], list[int]], batch_idx: int) -> None:
+        """Collect the boxes of some validation photos."""
+        images, indices = batch
+        for index, found in zip(indices, self.model(images), strict=True):
+            self._found[index] = as_boxes({name: v.cpu() for name, v in found.items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mAP."""
+        truth = [self.splits.val.objects[i] for i in self._found]
+        measured = mean_average_precision(
+            list(self._found.values()), truth, self.splits.val.classes
+        )
+        self._found = {}
+        values = {f"val_{name}": measured[name] for name in ("map", "map_50")}
+        self.log_dict({name: float(v) for name, v in values.items() if v is not None})
+
+    def on_train_epoch_start(self) -> None:
+        """Make all randomness of an epoch follow from seed and epoch: a resumed run repeats it."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and one cosine cycle with warm-up; VOS without decay, the backbone its own rate."""
+        config = self.config
+        backbone, rest = self.model.regions.parameter_groups()
+        groups: list[dict[str, Any]] = [
+            {"params": rest, "lr": config.lr, "weight_decay": config.weight_decay},
+            # Decay would pull energy weights and phi's slope towards a loss without effect.
+            {"params": list(self.model.vos.parameters()), "lr": config.lr, "weight_decay": 0.0},
+        ]
+        if backbone:
+            decay = {"lr": config.backbone_lr, "weight_decay": config.weight_decay}
+            groups.append({"params": backbone, **decay})
+        optimizer = torch.optim.AdamW(groups)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in groups],
+            total_steps=max(2, self.total_steps),
+            pct_start=0.1,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

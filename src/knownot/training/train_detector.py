@@ -1,0 +1,244 @@
+"""From photos with boxes to a model folder: `knownot train` for detectors."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from knownot.data.detection_folder import DetectionSplits, read_detection_splits, require_clean
+from knownot.data.detection_set import DetectionSet
+from knownot.errors import ConfigError, DataError, TrainingError
+from knownot.evaluation.box_metrics import best_f1_threshold, mean_average_precision
+from knownot.evaluation.detect_set import as_boxes, detect_photos, found_objects, joined
+from knownot.models.detector import UnknownAwareDetector
+from knownot.models.model_folder import check_free, choose_device, load, save
+from knownot.models.regions import Detections
+from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
+from knownot.training.batches import readable
+from knownot.training.config import DetectionConfig
+from knownot.training.detection_module import DetectionTraining
+from knownot.training.fit import Reporter, Silent, fit
+from knownot.training.model_card import detector_card
+from knownot.training.plan import make_detection_plan, steps_per_epoch
+from knownot.training.result import TrainResult, write_training_files
+from knownot.training.run_folder import RunFolder
+
+# Training photos that the feature scores are fitted on: more make them no better.
+_FITTED_PHOTOS = 4000
+
+
+def train_detector(config: DetectionConfig, reporter: Reporter | None = None) -> TrainResult:
+    """Train, calibrate and save a detector.
+
+    Args:
+        config: Settings.
+        reporter: Told about plan and progress.
+
+    Returns:
+        Folder, numbers and skipped photos.
+
+    Raises:
+        DataError: If the photos or annotations cannot be used at all.
+        ConfigError: If settings contradict each other.
+        TrainingError: If the loss is not finite, or the detector finds nothing in the end.
+    """
+    started = time.monotonic()
+    reporter = reporter or Silent()
+    run = RunFolder(config)
+    check_free(config.output, config.overwrite)
+    skipped: dict[Path, str] = {}
+    splits = _splits(config, skipped)
+    L.seed_everything(config.seed, verbose=False)
+    device = choose_device(config.device)
+    old = _finished(config, splits.train.classes)
+    model = _build(config, splits.train.classes, old).to(device)
+    reporter.plan(make_detection_plan(model, splits, config, str(device)))
+    run.open()
+    before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
+    steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
+    model.vos.start_step = config.start_step(steps)
+    fit(
+        DetectionTraining(model, splits, config, steps),
+        config,
+        run,
+        reporter.callbacks(),
+        gradient_clip_val=config.clip,
+    )
+    model.to(device).eval()
+    measured = _finish(model, splits, config, reporter, skipped)
+    metrics: dict[str, Any] = {
+        "task": "detect",
+        "n_train": len(splits.train),
+        "n_val": len(splits.val),
+        **measured,
+        "alpha": model.alpha,
+        "score": model.default_score,
+        "threshold": model.threshold(),
+        "box_threshold": model.box_threshold,
+        "radius_ratio": model.vos.radius_ratio,
+        "vos_started": model.vos.started,
+    }
+    if before is not None:
+        metrics |= before.compare(metrics["val_map"], config.map_tolerance)
+        if metrics["kept_old_weights"]:
+            model = before.model.to(device)
+    metrics["seconds"] = time.monotonic() - started
+
+    def add_training_files(folder: Path) -> None:
+        write_training_files(folder / "training", config, metrics, skipped)
+        run.copy_logs(folder / "training")
+        (folder / "README.md").write_text(detector_card(model, config, metrics))
+
+    save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
+    run.remove()
+    return TrainResult(config.output, metrics, skipped)
+
+
+class _Before:
+    """The finished detector that VOS is added to, kept as it was, and its mAP."""
+
+    def __init__(
+        self,
+        model: UnknownAwareDetector,
+        val: DetectionSet,
+        reporter: Reporter,
+        skipped: dict[Path, str],
+    ) -> None:
+        found = _detect(model, val, "validation photos, before", reporter, skipped)
+        self.val_map = float(_map(found, val)["map"] or 0.0)
+        self.model = copy.deepcopy(model).cpu()
+
+    def compare(self, after: float, tolerance: float) -> dict[str, Any]:
+        """Both figures, and whether the loss is more than was allowed."""
+        return {
+            "val_map_before": self.val_map,
+            "val_map_after": after,
+            "map_tolerance": tolerance,
+            "kept_old_weights": after < self.val_map - tolerance,
+        }
+
+
+def _splits(config: DetectionConfig, skipped: dict[Path, str]) -> DetectionSplits:
+    splits = read_detection_splits(config.data, config.val_fraction, config.seed)
+    if config.strict:
+        require_clean(splits)
+    train, bad_train = readable(splits.train)
+    val, bad_val = readable(splits.val)
+    skipped.update(bad_train | bad_val)
+    for name, left in (("training", train), ("validation", val)):
+        if sum(left.counts().values()) == 0:
+            raise DataError(f"{config.data}: no readable {name} photo with a box")
+    return DetectionSplits(
+        DetectionSet(train.paths, train.objects, train.classes, splits.train.problems),
+        DetectionSet(val.paths, val.objects, val.classes, splits.val.problems),
+        splits.warnings,
+    )
+
+
+def _finished(config: DetectionConfig, classes: list[str]) -> UnknownAwareDetector | None:
+    """The detector of `--from`, if there is one."""
+    if config.start_from is None:
+        return None
+    model = load(config.start_from)
+    if not isinstance(model, UnknownAwareDetector):
+        raise ConfigError(f"{config.start_from}: is a classifier; --from takes a detector")
+    if model.classes != classes:
+        raise ConfigError(
+            f"{config.start_from}: knows {', '.join(model.classes)}, the photos show "
+            f"{', '.join(classes)}; train without --from"
+        )
+    return model
+
+
+def _build(
+    config: DetectionConfig, classes: list[str], old: UnknownAwareDetector | None
+) -> UnknownAwareDetector:
+    if old is not None:
+        regions = copy.deepcopy(old.regions)
+        vos = config.vos_settings(len(classes), regions.feature_dim)
+        return UnknownAwareDetector(regions, classes, vos=vos, alpha=config.alpha)
+    settings = FasterRCNNSettings(
+        architecture=config.arch,
+        image_size=config.size,
+        feature_dim=config.box_features,
+        frozen_stages=config.freeze if config.weights != "none" else 0,
+        frozen_norm=config.weights != "none",
+        proposals=config.proposals,
+    )
+    regions = FasterRCNNRegions(len(classes), settings, config.weights)
+    return UnknownAwareDetector(
+        regions,
+        classes,
+        vos=config.vos_settings(len(classes), settings.feature_dim),
+        alpha=config.alpha,
+    )
+
+
+def _finish(
+    model: UnknownAwareDetector,
+    splits: DetectionSplits,
+    config: DetectionConfig,
+    reporter: Reporter,
+    skipped: dict[Path, str],
+) -> dict[str, Any]:
+    """Box threshold, feature scores and calibration; mAP on the validation photos."""
+    model.calibrations, model.feature_scores, model.combined = {}, None, None
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(splits.train), generator=generator)[:_FITTED_PHOTOS].tolist()
+    learned = splits.train.subset(chosen)
+    on_train = _found_objects(
+        learned, _detect(model, learned, "features of training photos", reporter, skipped), 0.0
+    )
+    found = _detect(model, splits.val, "validation photos", reporter, skipped)
+    measured = _map(found, splits.val)
+    boxes = [as_boxes(found[i]) for i in found]
+    truth = [splits.val.objects[i] for i in found]
+    model.box_threshold = best_f1_threshold(boxes, truth, len(model.classes))
+    held_out = _found_objects(splits.val, found, model.box_threshold)
+    if on_train is None or held_out is None:
+        raise TrainingError(
+            "the detector finds none of the objects it was shown; train longer (--epochs), with a "
+            "higher --lr, or larger photos (--image-size)"
+        )
+    model.fit_scores(on_train["features"], on_train["labels"], config.knn_k)
+    model.calibrate(held_out)
+    return {
+        "val_map": measured["map"],
+        "val_map_50": measured["map_50"],
+        "val_map_per_class": measured["per_class"],
+        "calibration_boxes": len(held_out["labels"]),
+    }
+
+
+def _detect(
+    model: UnknownAwareDetector,
+    photos: DetectionSet,
+    stage: str,
+    reporter: Reporter,
+    skipped: dict[Path, str],
+) -> dict[int, Detections]:
+    kept = ("boxes", "labels", "scores", "logits", "features")
+    progress = reporter.stage(stage, len(photos))
+    return {
+        index: {name: found[name] for name in kept}
+        for index, found in detect_photos(model, photos.paths, skipped, progress)
+    }
+
+
+def _found_objects(
+    photos: DetectionSet, found: dict[int, Detections], threshold: float
+) -> dict[str, Tensor] | None:
+    parts = [found_objects(d, photos.objects[i], threshold) for i, d in found.items()]
+    together = joined(parts)
+    return together if len(together["labels"]) else None
+
+
+def _map(found: dict[int, Detections], photos: DetectionSet) -> dict[str, Any]:
+    boxes = [as_boxes(found[i]) for i in found]
+    return mean_average_precision(boxes, [photos.objects[i] for i in found], photos.classes)

@@ -1,0 +1,167 @@
+"""The detector as its users meet it: boxes with scores and p-values, its folder, odd photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import knownot
+from knownot.data.detection_folder import read_detection
+from knownot.errors import ConfigError, DataError, ModelFileError
+from knownot.models.detector import UnknownAwareDetector
+from knownot.models.model_folder import save
+
+
+@pytest.fixture(scope="module")
+def model(detector_folder: Path) -> UnknownAwareDetector:
+    loaded = knownot.load(detector_folder)
+    assert isinstance(loaded, UnknownAwareDetector)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def photo(scenes: Path) -> Path:
+    return scenes / "images" / "test_0000.jpg"
+
+
+def test_a_prediction_holds_what_the_tensors_hold(model: UnknownAwareDetector, photo: Path) -> None:
+    (answer,) = model.predict(photo)
+    pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)
+    (found,) = model([pixels])
+    kept = found["scores"] >= model.box_threshold
+    assert len(answer.boxes) == int(kept.sum()) > 0
+    for row, box in enumerate(answer.boxes):  # scores descend: what is kept comes first
+        assert box.box == tuple(found["boxes"][row].tolist())
+        assert box.p_value == float(found["p_value"][row])
+        assert box.is_unknown == bool(found["is_unknown"][row]) == (box.p_value < model.alpha)
+        assert box.ood_score == float(found["ood_score"][row]) == box.scores["combined"]
+        assert box.nearest_class == model.classes[found["labels"][row]]
+        assert box.label == ("unknown" if box.is_unknown else box.nearest_class)
+    assert (answer.width, answer.height, answer.path) == (96, 96, str(photo))
+
+
+def test_paths_images_arrays_and_tensors_give_the_same(
+    model: UnknownAwareDetector, photo: Path
+) -> None:
+    image = Image.open(photo)
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    answers = model.predict([str(photo), photo, image, array, tensor, tensor / 255.0])
+    assert len({tuple(box.box for box in answer.boxes) for answer in answers}) == 1
+    with pytest.raises(DataError, match="expected a path"):
+        model.predict(3.0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500)])
+def test_odd_photos_have_an_answer(model: UnknownAwareDetector, size: tuple[int, int]) -> None:
+    (answer,) = model.predict(Image.new("L", size, 128))
+    assert (answer.width, answer.height) == size
+    for box in answer.boxes:
+        assert 0 <= box.box[0] <= box.box[2] <= size[0] * (1 + 1e-6)
+        assert 0 <= box.box[1] <= box.box[3] <= size[1] * (1 + 1e-6)
+
+
+def test_nothing_found_is_an_answer(model: UnknownAwareDetector) -> None:
+    blank = torch.zeros(3, 96, 96)
+    (answer,) = model.predict_iter([blank], box_threshold=1.1)
+    assert answer.boxes == []
+    before = model.regions.model.roi_heads.score_thresh
+    model.regions.model.roi_heads.score_thresh = 1.0
+    try:
+        found, _ = model([blank, blank])
+    finally:
+        model.regions.model.roi_heads.score_thresh = before
+    assert found["boxes"].shape == (0, 4)
+    assert found["p_value"].shape == found["is_unknown"].shape == (0,)
+
+
+def test_a_batch_of_mixed_sizes_is_each_by_itself(model: UnknownAwareDetector) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, *size, generator=generator) for size in ((96, 96), (64, 96), (96, 96))]
+    for alone, together in zip((model([i])[0] for i in images), model(images), strict=True):
+        # Padding to a common size moves the last digits, and with them boxes of equal score.
+        most = min(len(alone["scores"]), len(together["scores"]), 5)
+        torch.testing.assert_close(
+            alone["scores"][:most], together["scores"][:most], atol=1e-3, rtol=0
+        )
+
+
+def test_a_photo_that_cannot_be_read_has_an_error(
+    model: UnknownAwareDetector, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_text("no photo")
+    first, second = model.predict([tmp_path / "broken.jpg", photo])
+    assert "not a readable photo" in str(first.error)
+    assert first.boxes == []
+    assert second.boxes
+    assert second.error is None
+
+
+def test_groups_are_class_and_size() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 50, 50], [0, 0, 200, 100.0]])
+    groups = UnknownAwareDetector.groups(boxes.repeat(2, 1), torch.tensor([0, 0, 0, 2, 2, 2]))
+    assert groups.tolist() == [0, 1, 2, 6, 7, 8]
+
+
+def test_calibration_is_by_group_where_there_are_boxes_enough(
+    model: UnknownAwareDetector, scenes: Path
+) -> None:
+    calibration = model.calibration("combined")
+    assert calibration.groups is not None
+    counts = torch.bincount(calibration.groups)
+    large = int(counts.argmax())
+    assert int(counts[large]) >= calibration.min_group
+    own = calibration.scores[calibration.groups == large]
+    score = own.median()
+    p_value = calibration.p_value(score[None], torch.tensor([large]))
+    assert float(p_value) == (1 + int((own >= score).sum())) / (len(own) + 1)
+
+
+def test_the_folder_gives_the_same_model(
+    model: UnknownAwareDetector, detector_folder: Path, photo: Path, tmp_path: Path
+) -> None:
+    again = knownot.load(save(model, tmp_path / "again"))
+    assert isinstance(again, UnknownAwareDetector)
+    assert again.box_threshold == model.box_threshold
+    assert again.classwise
+    assert again.predict(photo) == model.predict(photo)
+    state, other = (
+        load_file(f / "model.safetensors") for f in (detector_folder, tmp_path / "again")
+    )
+    assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_a_detector_folder_that_lies_is_refused(detector_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(detector_folder, tmp_path / "m")
+    text = (folder / "config.json").read_text()
+    for old, new, message in (
+        ('"feature_dim": 128', '"feature_dim": 64', "has shape"),
+        ('"tf_efficientnet_lite0"', '"/etc/passwd"', "timm has no model"),
+        ('"box_threshold"', '"box_treshold"', "config.json"),
+        ('"task": "detect"', '"task": "segment"', "config.json"),
+    ):
+        assert old in text
+        (folder / "config.json").write_text(text.replace(old, new))
+        with pytest.raises((ModelFileError, ConfigError), match=message):
+            knownot.load(folder)
+
+
+def test_wrong_settings_are_told_before_any_photo(model: UnknownAwareDetector) -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        model.predict("missing.jpg", alpha=2.0)
+    with pytest.raises(ConfigError, match="expected one of"):
+        model.predict("missing.jpg", score="entropy")
+
+
+def test_it_learned_its_shapes(model: UnknownAwareDetector, scenes: Path) -> None:
+    photos = read_detection(scenes, model.classes, split="test")
+    found = sum(len(answer.boxes) for answer in model.predict(photos.paths))
+    objects = sum(photos.counts().values())
+    assert 0.5 * objects < found < 1.5 * objects
