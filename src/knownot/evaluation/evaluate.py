@@ -76,13 +76,24 @@ class Report:
         """Write `metrics.json` and `report.html` to a folder; returns the report's path."""
         from knownot.evaluation.html import write_html
 
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.json").write_text(json.dumps(self.summary, indent=2) + "\n")
-            return write_html(self, folder / "report.html")
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+        return save_report(self.summary, folder, lambda page: write_html(self, page))
+
+
+def save_report(
+    summary: dict[str, Any], folder: str | Path, write_page: Callable[[Path], Path]
+) -> Path:
+    """Write `metrics.json`, and `report.html` by `write_page`, to a folder; returns the latter.
+
+    Raises:
+        DataError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return write_page(folder / "report.html")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def evaluate(

@@ -7,7 +7,6 @@ unknown objects are annotated the open-set measures stand beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,13 @@ from knownot.errors import DataError
 from knownot.evaluation.box_matching import match
 from knownot.evaluation.box_metrics import mean_average_precision
 from knownot.evaluation.detect_set import as_boxes, detect_photos
-from knownot.evaluation.evaluate import Progress, binomial_interval, separation, set_names
+from knownot.evaluation.evaluate import (
+    Progress,
+    binomial_interval,
+    save_report,
+    separation,
+    set_names,
+)
 from knownot.evaluation.open_set import open_set_measures
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections
@@ -113,13 +118,7 @@ class DetectionReport:
         """Write `metrics.json` and `report.html` to a folder; returns the report's path."""
         from knownot.evaluation.detection_html import write_detection_html
 
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.json").write_text(json.dumps(self.summary, indent=2) + "\n")
-            return write_detection_html(self, folder / "report.html")
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+        return save_report(self.summary, folder, lambda page: write_detection_html(self, page))
 
 
 def evaluate_detector(
