@@ -23,7 +23,7 @@ from PIL import Image
 import knownot
 from knownot.cli.main import app, main
 from knownot.models.model_folder import load
-from knownot.training.config import TrainConfig
+from knownot.training.config import DetectionConfig, TrainConfig
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "info")
@@ -97,8 +97,11 @@ def test_every_command_has_help_with_an_example(knownot_command: Run, command: s
 def test_every_setting_is_a_flag_and_the_help_knows_its_default() -> None:
     params = typer.main.get_command(app).commands["train"].params  # type: ignore[attr-defined]
     helps = {param.name: param.help for param in params}
-    assert set(helps) == {*TrainConfig.model_fields, "config", "json_output"}
-    for name, field in TrainConfig.model_fields.items():
+    fields = TrainConfig.model_fields | DetectionConfig.model_fields
+    assert set(helps) == {*fields, "config", "json_output"}
+    for name, field in fields.items():
+        if name == "task":
+            continue  # "auto" on the command line: the data decide
         told = re.search(r"\(default: (\S+)\)", helps[name])
         if isinstance(field.default, (str, int, float, Path)) and field.default is not False:
             assert told, name

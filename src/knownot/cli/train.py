@@ -74,7 +74,8 @@ def train(
         float | None, _method(help="beta; 0 trains without VOS. (default: 0.1)")
     ] = None,
     vos_start: Annotated[
-        float | None, _method(help="Share of steps before VOS. (default: head 0.4, all 0.2, detector 2/3)")
+        float | None,
+        _method(help="Share of steps before VOS. (default: head 0.4, all 0.2, detector 2/3)"),
     ] = None,
     queue_size: Annotated[
         int | None, _method(help="Features kept per class. (default: 1000)")
