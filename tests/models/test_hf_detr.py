@@ -459,9 +459,8 @@ def test_a_relative_without_a_no_object_logit_is_refused() -> None:
 
 
 def test_another_number_of_classes_is_refused() -> None:
-    detector = UnknownAwareDetector(tiny_regions(), ["red", "green", "blue"])
-    with pytest.raises(ValueError, match="expected 3 class columns, got 2"):
-        detector(scenes(1)[0])
+    with pytest.raises(ConfigError, match="regions was built for 2, got 3"):
+        UnknownAwareDetector(tiny_regions(), ["red", "green", "blue"])
 
 
 @pytest.mark.parametrize("setting", [{"image_size": 0}, {"score_threshold": 1.0}, {"size": 3}])

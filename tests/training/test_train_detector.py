@@ -143,6 +143,8 @@ def test_old_weights_are_kept_when_map_falls_too_far(
     )
     assert result.metrics["val_map_after"] < result.metrics["val_map_before"]
     assert result.metrics["kept_old_weights"]
+    assert result.metrics["val_map"] == result.metrics["val_map_before"]
+    assert knownot.load(result.folder).box_threshold == knownot.load(detector_folder).box_threshold
     old, new = weights(detector_folder), weights(result.folder)
     assert all(torch.equal(old[key], new[key]) for key in old)
 
@@ -194,9 +196,17 @@ def test_a_photo_that_does_not_decode_is_skipped_and_listed(few: Path, tmp_path:
 
 
 def test_a_detector_that_finds_nothing_is_no_model(few: Path, tmp_path: Path) -> None:
-    """After one epoch everything is background."""
+    """The validation objects are specks that no proposal overlaps by half."""
+    data = tmp_path / "data"
+    (data / "annotations").mkdir(parents=True)
+    (data / "images").symlink_to(few / "images")
+    for split in ("train", "val"):
+        annotations = json.loads((few / "annotations" / f"{split}.json").read_text())
+        for annotation in annotations["annotations"] if split == "val" else []:
+            annotation["bbox"] = [0, 0, 0.01, 0.01]
+        (data / "annotations" / f"{split}.json").write_text(json.dumps(annotations))
     with pytest.raises(TrainingError, match="train longer"):
-        run(few, tmp_path / "m", epochs=1)
+        run(data, tmp_path / "m", epochs=1)
     assert not (tmp_path / "m").exists()
 
 

@@ -71,24 +71,30 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
         gradient_clip_val=config.clip,
     )
     model.to(device).eval()
-    measured = _finish(model, splits, config, reporter, skipped)
+    found = _detect(model, splits.val, "validation photos", reporter, skipped)
+    measured = _map(found, splits.val)
+    comparison = before.compare(measured["map"], config.map_tolerance) if before else {}
+    if before is not None and comparison["kept_old_weights"]:
+        model, measured = before.model.to(device), before.measured
+    else:
+        _calibrate(model, splits, found, config, reporter, skipped)
     metrics: dict[str, Any] = {
         "task": "detect",
         "n_train": len(splits.train),
         "n_val": len(splits.val),
-        **measured,
+        "val_map": measured["map"],
+        "val_map_50": measured["map_50"],
+        "val_map_per_class": measured["per_class"],
+        **comparison,
+        "calibration_boxes": len(model.calibration(model.default_score)),
         "alpha": model.alpha,
         "score": model.default_score,
         "threshold": model.threshold(),
         "box_threshold": model.box_threshold,
         "radius_ratio": model.vos.radius_ratio,
         "vos_started": model.vos.started,
+        "seconds": time.monotonic() - started,
     }
-    if before is not None:
-        metrics |= before.compare(metrics["val_map"], config.map_tolerance)
-        if metrics["kept_old_weights"]:
-            model = before.model.to(device)
-    metrics["seconds"] = time.monotonic() - started
 
     def add_training_files(folder: Path) -> None:
         write_training_files(folder / "training", config, metrics, skipped)
@@ -111,16 +117,17 @@ class _Before:
         skipped: dict[Path, str],
     ) -> None:
         found = _detect(model, val, "validation photos, before", reporter, skipped)
-        self.val_map = float(_map(found, val)["map"] or 0.0)
+        self.measured = _map(found, val)
         self.model = copy.deepcopy(model).cpu()
 
-    def compare(self, after: float, tolerance: float) -> dict[str, Any]:
+    def compare(self, after: float | None, tolerance: float) -> dict[str, Any]:
         """Both figures, and whether the loss is more than was allowed."""
+        before, after = self.measured["map"] or 0.0, after or 0.0
         return {
-            "val_map_before": self.val_map,
+            "val_map_before": before,
             "val_map_after": after,
             "map_tolerance": tolerance,
-            "kept_old_weights": after < self.val_map - tolerance,
+            "kept_old_weights": after < before - tolerance,
         }
 
 
@@ -180,23 +187,21 @@ def _build(
     )
 
 
-def _finish(
+def _calibrate(
     model: UnknownAwareDetector,
     splits: DetectionSplits,
+    found: dict[int, Detections],
     config: DetectionConfig,
     reporter: Reporter,
     skipped: dict[Path, str],
-) -> dict[str, Any]:
-    """Box threshold, feature scores and calibration; mAP on the validation photos."""
-    model.calibrations, model.feature_scores, model.combined = {}, None, None
+) -> None:
+    """Box threshold, feature scores and calibration; `found` are the validation photos' boxes."""
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:_FITTED_PHOTOS].tolist()
     learned = splits.train.subset(chosen)
     on_train = _found_objects(
         learned, _detect(model, learned, "features of training photos", reporter, skipped), 0.0
     )
-    found = _detect(model, splits.val, "validation photos", reporter, skipped)
-    measured = _map(found, splits.val)
     boxes = [as_boxes(found[i]) for i in found]
     truth = [splits.val.objects[i] for i in found]
     model.box_threshold = best_f1_threshold(boxes, truth, len(model.classes))
@@ -208,12 +213,6 @@ def _finish(
         )
     model.fit_scores(on_train["features"], on_train["labels"], config.knn_k)
     model.calibrate(held_out)
-    return {
-        "val_map": measured["map"],
-        "val_map_50": measured["map_50"],
-        "val_map_per_class": measured["per_class"],
-        "calibration_boxes": len(held_out["labels"]),
-    }
 
 
 def _detect(
