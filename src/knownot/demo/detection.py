@@ -68,13 +68,19 @@ def run_detection_demo(
     return results
 
 
-def _train(scenes: Path, scratch: Path, seed: int, say: Callable[[str], object]) -> dict[str, Path]:
-    common: dict[str, Any] = {"data": scenes, "image_size": 160, "batch_size": 8, "seed": seed}
-    plain = DetectionConfig(output=scratch / "plain", epochs=6, vos_weight=0.0, **common)
+def _train(scenes: Path, output: Path, seed: int, say: Callable[[str], object]) -> dict[str, Path]:
+    common: dict[str, Any] = {
+        "data": scenes,
+        "image_size": 160,
+        "batch_size": 8,
+        "seed": seed,
+        "overwrite": True,
+    }
+    plain = DetectionConfig(output=output / "detector-plain", epochs=6, vos_weight=0.0, **common)
     plain_folder = train_detector(plain).folder
     say("trained a plain detector")
     vos = DetectionConfig(
-        output=scratch / "vos",
+        output=output / "detector-vos",
         epochs=2,
         start_from=plain_folder,
         lr=3e-4,
