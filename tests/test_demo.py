@@ -57,3 +57,27 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path: Path)
     with pytest.raises(DataError, match="file"):
         run_demo(tmp_path / "file" / "demo", progress=said.append)
     assert said == []
+
+
+def test_the_detection_demo_compares_draws_and_prints(
+    detector_folder: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """All of it but the minutes of training: a detector of the tests takes both places."""
+    from knownot.demo.detection import ROWS, _compare, _draw, print_detection_demo
+    from knownot.evaluation.evaluate_detector import evaluate_detector
+    from knownot.models.detector import UnknownAwareDetector
+    from knownot.models.model_folder import load
+
+    model = load(detector_folder)
+    assert isinstance(model, UnknownAwareDetector)
+    report = evaluate_detector(model, scenes, [scenes / "annotations" / "ood.json"])
+    results = {**_compare({"plain": report, "vos": report}), "seconds": 1.0}
+    measured = report.summary["ood"]["ood.json"]["scores"]
+    assert results["fpr95"]["VOS, energy"] == measured["vos"]["fpr95"]
+    print_detection_demo(results)
+    printed = capsys.readouterr().out
+    assert all(title in printed for title, _, _ in ROWS)
+    _draw(model, report, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (1440, 960)
+        assert len(sheet.getcolors(10**6) or [1] * 1000) > 500
