@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from knownot.core.energy import energy, weighted_energy
+from knownot.core.energy import energy, negative_weighted_energy
 from knownot.core.gaussians import StreamingGaussians
 from knownot.core.phi import FreeLinear, MonotoneLinear, make_phi
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss, uncertainty_loss
@@ -312,7 +312,8 @@ def test_energy_is_the_formula_and_shifts_with_the_logits(logits, shift) -> None
     expected = -math.log(sum(math.exp(x) for x in f[0].tolist()))
     assert energy(f).item() == pytest.approx(expected, abs=1e-9)
     assert energy(f + shift).item() == pytest.approx(expected - shift, abs=1e-9)
-    assert weighted_energy(f, torch.zeros(f.shape[1])).item() == pytest.approx(expected, abs=1e-6)
+    negative = negative_weighted_energy(f, torch.zeros(f.shape[1]))
+    assert negative.item() == pytest.approx(-expected, abs=1e-6)
 
 
 def test_energy_with_temperature() -> None:
@@ -342,10 +343,11 @@ def test_row_weights_are_repetitions(n: int, m: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.randn(n, generator=generator), torch.randn(m, generator=generator)
     times = torch.randint(0, 4, (n,), generator=generator)
-    weighted = uncertainty_loss(a, b, times.float())
-    assert weighted.item() == pytest.approx(
-        uncertainty_loss(a.repeat_interleave(times), b).item(), rel=1e-5
-    )
+    phi, is_id = torch.cat([a, b]), torch.cat([torch.ones(n), torch.zeros(m)])
+    times = torch.cat([times, torch.ones(m, dtype=torch.int64)])
+    weighted = uncertainty_loss(phi, is_id, times.float())
+    repeated = uncertainty_loss(phi.repeat_interleave(times), is_id.repeat_interleave(times))
+    assert weighted.item() == pytest.approx(repeated.item(), rel=1e-5)
 
 
 def test_wrong_arguments_are_named() -> None:

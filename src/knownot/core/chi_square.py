@@ -58,11 +58,11 @@ class ChiSquareTail(FixedDtypeModule):
             `log r²`, same shape; float64 where the device has it.
         """
         position = (logit.to(self.cubics.dtype) - _LOGIT_MIN) / _STEP
-        position = position.clamp(0.0, _NODES - 1.0)
-        index = position.long().clamp(max=_NODES - 2)
+        position = position.clamp_(0.0, _NODES - 1.0)
+        index = position.long().clamp_(max=_NODES - 2)
         u = position - index
         a, b, c, d = self.cubics[index].unbind(-1)
-        return a + u * (b + u * (c + u * d))
+        return torch.addcmul(a, u, torch.addcmul(b, u, torch.addcmul(c, u, d)))
 
     def squared_radius(self, tail_probability: Tensor | float) -> Tensor:
         """`r²` with `P(R² > r²) = tail_probability`.

@@ -32,17 +32,17 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return -temperature * torch.logsumexp(at_least_float32(logits) / temperature, dim=-1)
 
 
-def weighted_energy(logits: Tensor, log_weights: Tensor) -> Tensor:
-    """`E = -log sum_k w_k exp(f_k)`, computed as `-logsumexp(f + log w)`.
+def negative_weighted_energy(logits: Tensor, log_weights: Tensor) -> Tensor:
+    """`-E = log sum_k w_k exp(f_k)`, computed as `logsumexp(f + log w)`: what phi takes in.
 
     Args:
         logits: Class logits (N, K), any floating dtype; computed in at least float32.
         log_weights: Logarithms of the positive class weights (K,).
 
     Returns:
-        Energies (N,), float32 or float64; larger means more out-of-distribution.
+        Negative energies (N,), float32 or float64; larger means more in-distribution.
     """
-    return -torch.logsumexp(at_least_float32(logits) + log_weights, dim=-1)
+    return torch.logsumexp(at_least_float32(logits) + log_weights, dim=-1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -72,26 +72,33 @@ class ClassGaussians(FixedDtypeModule):
         """Class means, shape (K, D), float64; zero for a class never seen."""
         raise NotImplementedError  # abstract
 
-    def empirical_covariance(self) -> Tensor:
-        """Shared covariance before shrinkage, shape (D, D), float64 (equation 2 without ridge).
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """Sum of `(h - mu)(h - mu)^T` over the features, (D, D), and their weight, a scalar.
 
-        A new tensor at every call.
+        Both float64. The matrix is a new tensor at every call; the weight may be 0.
         """
         raise NotImplementedError  # abstract
 
+    def empirical_covariance(self) -> Tensor:
+        """Shared covariance before shrinkage, shape (D, D), float64 (equation 2 without ridge)."""
+        total, weight = self.deviations()
+        return total / weight.clamp(min=1)
+
     def covariance(self) -> Tensor:
         """Shared covariance after shrinkage, shape (D, D), float64, positive definite."""
-        covariance = self.empirical_covariance()
-        diagonal = covariance.diagonal()
-        mean_variance = diagonal.mean()
+        total, weight = self.deviations()
+        weight = weight.clamp(min=1)
+        mean_variance = total.diagonal().mean() / weight
+        floor = _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR
         if self.shrinkage == "oas":
-            weight = oas_weight(covariance, self.counts.sum())
-            covariance = covariance * (1 - weight)
-            ridge = weight * mean_variance
+            identity = oas_weight(total, self.counts.sum())
+            total *= (1 - identity) / weight
+            floor = floor + identity * mean_variance
         else:
-            ridge = torch.full_like(mean_variance, PAPER_RIDGE)
-        covariance.diagonal().add_(ridge + _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR)
-        return covariance
+            total /= weight
+            floor = floor + PAPER_RIDGE
+        total.diagonal().add_(floor)
+        return total
 
     def cholesky(self) -> Tensor:
         """Lower factor `L` of the covariance, `L L^T = Sigma`, shape (D, D), float64.
@@ -99,13 +106,20 @@ class ClassGaussians(FixedDtypeModule):
         Never fails on finite features, and never waits for the device.
         """
         covariance = self.covariance()
-        factor, info = torch.linalg.cholesky_ex(covariance)
-        # Unreachable by construction; should a backend fail all the same, the diagonal serves.
+        # The upper factor takes one pass less on a CPU; its transpose is a view.
+        upper, info = torch.linalg.cholesky_ex(covariance, upper=True)
+        factor: Tensor = upper.T
+        if covariance.dtype == torch.float64:
+            return factor  # the floor lies far above its rounding
+        # A device without float64: should its rounding win, the diagonal serves.
         fallback = torch.diag_embed(covariance.diagonal().clamp_min(_ABSOLUTE_FLOOR).sqrt())
         return torch.where(info == 0, factor, fallback)
 
-    def _usable(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Which rows (N,) have a class and hold finite numbers; features of the state's dtype."""
+    def _class_or_ignored(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Class of each row (N,), int64; K for rows without a class or with non-finite numbers.
+
+        The features must have the state's dtype.
+        """
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ValueError(
                 f"features: expected shape (N, {self.feature_dim}), got {tuple(features.shape)}"
@@ -114,9 +128,11 @@ class ClassGaussians(FixedDtypeModule):
             raise ValueError(
                 f"labels: expected shape ({features.shape[0]},), got {tuple(labels.shape)}"
             )
-        in_range = (labels >= 0) & (labels < self.num_classes)
+        k = self.num_classes
+        group = labels.long().clamp(-1, k).remainder(k + 1)  # -1 and K both become K
         # A sum is finite only if all its terms are, and float64 sums of float32 cannot overflow.
-        return in_range & features.sum(dim=1).isfinite()
+        finite = features.sum(dim=1).abs() < torch.inf
+        return torch.where(finite, group, k)
 
 
 class WindowGaussians(ClassGaussians):
@@ -160,23 +176,24 @@ class WindowGaussians(ClassGaussians):
         self.refresh_every = refresh_every
         self._updates = 0
         k, d, f64 = num_classes, feature_dim, torch.float64
-        # One row more than K * Q: rows to be ignored are written there, which keeps every shape
-        # static. It is float32 in any precision: what leaves must equal what entered.
+        # Rows to be ignored are zeros of a class K of their own, which has a mean of zero and one
+        # place in the window: no shape depends on how many they are, and no sum needs a mask.
+        # The window is float32 in any precision: what leaves must equal what entered.
         self.register_fixed("window", torch.zeros(k * queue_size + 1, d, dtype=torch.float32))
-        self.register_buffer("seen", torch.zeros(k, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(k + 1, dtype=torch.int64))
         # The sums are of `h - origin_k`, with a feature of the class as origin: they keep their
         # digits when the mean is much larger than the spread.
-        self.register_fixed("origin", torch.zeros(k, d, dtype=f64))
-        self.register_fixed("totals", torch.zeros(k, d, dtype=f64))
+        self.register_fixed("origin", torch.zeros(k + 1, d, dtype=f64))
+        self.register_fixed("totals", torch.zeros(k + 1, d, dtype=f64))
         self.register_fixed("scatter", torch.zeros(d, d, dtype=f64))
 
     @property
     def counts(self) -> Tensor:
-        return self.seen.clamp(max=self.queue_size)
+        return self.seen[:-1].clamp(max=self.queue_size)
 
     @property
     def means(self) -> Tensor:
-        return self.origin + self.totals / self.counts.clamp(min=1).unsqueeze(1)
+        return self.origin[:-1] + self.totals[:-1] / self.counts.clamp(min=1).unsqueeze(1)
 
     def features(self) -> tuple[Tensor, Tensor]:
         """The windowed features (M, D), float32, and their labels (M,), classes in order."""
@@ -186,48 +203,53 @@ class WindowGaussians(ClassGaussians):
         rows = self.window[:-1].view(self.num_classes, self.queue_size, self.feature_dim)
         return rows[filled], labels.expand_as(filled)[filled]
 
-    def empirical_covariance(self) -> Tensor:
-        counts = self.counts
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        counts, totals = self.counts, self.totals[:-1]
         # sum (h - mu)(h - mu)^T = sum (h - c)(h - c)^T - sum_k n_k (mu_k - c_k)(mu_k - c_k)^T
-        shift = self.totals / counts.clamp(min=1).unsqueeze(1)
-        centred = torch.addmm(self.scatter, self.totals.T, shift, alpha=-1)
-        return centred.div_(counts.sum().clamp(min=1))
+        shift = totals / counts.clamp(min=1).unsqueeze(1)
+        return torch.addmm(self.scatter, totals.T, shift, alpha=-1), counts.sum()
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         # First in the precision of the window, so that what leaves equals what entered.
         rows = features.detach().to(self.window.dtype).to(self.origin.dtype)
-        usable = self._usable(rows, labels)
-        rows = torch.where(usable.unsqueeze(1), rows, 0)
-        q, k = self.queue_size, self.num_classes
-        # Rows to be ignored are a class of their own when ranked, and add zeros to class 0 after.
-        rank, in_batch = rank_within_class(torch.where(usable, labels, k).long(), k + 1)
-        label = torch.where(usable, labels, 0).long()
-        seen = self.seen[label]
+        group = self._class_or_ignored(rows, labels)
+        # In parts that no window is too short for: no two rows of a part share a place.
+        q = self.queue_size
+        for start in range(0, len(rows), q):
+            self._take_in(rows[start : start + q], group[start : start + q])
+        self._updates += 1
+        if self._updates % self.refresh_every == 0:
+            self.refresh()
 
-        # A batch may hold more rows of a class than its window: only the last Q of them stay.
-        stays = usable & (rank >= in_batch[label] - q)
-        slot = (seen + rank) % q
-        place = torch.where(stays, label * q + slot, k * q)
-        # The first row of a class is its origin, zero until then; the others add nothing to it.
-        first = usable & (seen + rank == 0)
-        self.origin.index_add_(0, label, rows * first.to(rows.dtype).unsqueeze(1))
+    def _take_in(self, rows: Tensor, group: Tensor) -> None:
+        """Move the windows on by at most Q rows (N, D) of the groups (N,), in order of arrival."""
+        n, q, k = len(rows), self.queue_size, self.num_classes
+        group, order = group.sort(stable=True)
+        rows = torch.cat([rows, rows.new_zeros(1, self.feature_dim)])
+        rows = rows.index_select(0, torch.where(group < k, order, n))
+        ends = torch.searchsorted(group, torch.arange(k + 2, device=group.device))
+        starts, ends = ends[:-1], ends[1:]
 
-        origin = self.origin.index_select(0, label)
-        leaving = self.window.index_select(0, place).to(rows.dtype)
-        added = (rows - origin) * stays.to(rows.dtype).unsqueeze(1)
-        removed = (leaving - origin) * (stays & (slot < seen)).to(rows.dtype).unsqueeze(1)
+        # How many rows of the class came before each row, ever.
+        age = torch.arange(n, device=group.device) + (self.seen - starts).index_select(0, group)
+        place = (group * q + age % q).clamp(max=k * q)
+
+        new = (self.seen == 0) & (ends > starts)
+        firsts = rows.index_select(0, starts.clamp(max=n - 1))
+        self.origin.copy_(torch.where(new.unsqueeze(1), firsts, self.origin))
+        self.seen += ends - starts
+
+        origin = self.origin.index_select(0, group)
+        added = rows - origin
+        removed = self.window.index_select(0, place) - origin
+        removed *= (age >= q).unsqueeze(1)  # else the place was free
         change = added - removed
-        self.totals.index_add_(0, label, change)
+        self.totals.index_add_(0, group, change)
         # a^T a - r^T r is the symmetric part of (a - r)^T (a + r): one product instead of two.
         product = change.T @ (added + removed)
         self.scatter.add_(product + product.T, alpha=0.5)
         self.window.index_copy_(0, place, rows.to(self.window.dtype))
-        self.seen.add_(in_batch[:k])
-
-        self._updates += 1
-        if self._updates % self.refresh_every == 0:
-            self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -291,14 +313,15 @@ class StreamingGaussians(ClassGaussians):
     def means(self) -> Tensor:
         return self.centres
 
-    def empirical_covariance(self) -> Tensor:
-        return self.scatter / self.scatter_weight.clamp(min=1)
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        return self.scatter.clone(), self.scatter_weight
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         rows = features.detach().to(self.centres.dtype)
-        usable = self._usable(rows, labels)
-        label = torch.where(usable, labels, 0).long()
+        group = self._class_or_ignored(rows, labels)
+        usable = group < self.num_classes
+        label = torch.where(usable, group, 0)
         rows = torch.where(usable.unsqueeze(1), rows, 0)
         weight = usable.to(rows.dtype)
         number = torch.zeros_like(self.weights).index_add_(0, label, weight)
@@ -321,33 +344,11 @@ class StreamingGaussians(ClassGaussians):
         self.weights.copy_(new)
 
 
-def rank_within_class(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Position of each row among the rows of its class, and the number of rows of each class.
-
-    Args:
-        labels: Class indices (N,), int64, in [0, num_classes).
-        num_classes: Number of classes.
-
-    Returns:
-        Ranks (N,), from 0 in order of appearance, and counts (num_classes,), both int64.
-
-    Example:
-        >>> rank_within_class(torch.tensor([1, 0, 1, 1]), 2)[0].tolist()
-        [0, 0, 1, 2]
-    """
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
-    counts.index_add_(0, labels, torch.ones_like(labels))
-    order = torch.argsort(labels, stable=True)
-    first = counts.cumsum(0) - counts
-    rank_sorted = torch.arange(len(labels), device=labels.device) - first[labels[order]]
-    return torch.empty_like(labels).index_copy_(0, order, rank_sorted), counts
-
-
-def oas_weight(covariance: Tensor, count: Tensor) -> Tensor:
+def oas_weight(scatter: Tensor, count: Tensor) -> Tensor:
     """Weight of the scaled identity in the oracle approximating shrinkage estimate.
 
     Args:
-        covariance: Empirical covariance (D, D) of `count` rows around known means.
+        scatter: Empirical covariance (D, D) of `count` rows around known means, or a multiple.
         count: Number of rows, scalar tensor.
 
     Returns:
@@ -357,9 +358,9 @@ def oas_weight(covariance: Tensor, count: Tensor) -> Tensor:
         Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", 2010, in
         the form that scikit-learn's `OAS` uses.
     """
-    scale = covariance.diagonal().mean()
-    # Of the covariance scaled to unit mean variance: squares that neither overflow nor vanish.
-    mean_square = (covariance / torch.where(scale > 0, scale, 1.0)).square().mean()
-    weight = (mean_square + 1) / ((count + 1.0) * (mean_square - 1 / covariance.shape[0]))
+    dim = scatter.shape[0]
+    squared_mean = scatter.diagonal().mean().square()
+    mean_square = torch.linalg.vector_norm(scatter).square() / dim**2
+    weight = (mean_square + squared_mean) / ((count + 1.0) * (mean_square - squared_mean / dim))
     # At most 0 only for a multiple of the identity, or no spread at all.
     return torch.where(weight > 0, weight, 1.0).clamp(max=1.0)

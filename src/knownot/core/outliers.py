@@ -47,9 +47,9 @@ def tail_radii(
     remaining = draws - torch.arange(kept, dtype=exponential.dtype, device=exponential.device)
     # -log of the order statistics: u_(n) = V1^(1/n), u_(n-1) = u_(n) V2^(1/(n-1)), and so on,
     # with -log V exponential. Kept as logarithms, 1 - u loses no digit however thin the tail.
-    minus_log_u = (exponential / remaining).cumsum(dim=-1)
-    logit_tail = torch.log(torch.expm1(minus_log_u))
-    return (0.5 * tail.log_squared_radius(logit_tail)).exp()
+    minus_log_u = exponential.div_(remaining).cumsum(dim=-1)
+    logit_tail = minus_log_u.expm1_().log_()
+    return tail.log_squared_radius(logit_tail).mul_(0.5).exp_()
 
 
 def sample_virtual_outliers(
@@ -88,5 +88,5 @@ def sample_virtual_outliers(
     radii = tail_radii(shape, tail, draws_per_class, generator) * radius_scale
     z = torch.empty((*shape, d), dtype=means.dtype, device=means.device)
     z.normal_(generator=generator)
-    z *= (radii.to(means.dtype) / z.norm(dim=-1)).unsqueeze(-1)
+    z *= (radii.to(means.dtype) / torch.linalg.vector_norm(z, dim=-1)).unsqueeze(-1)
     return means.unsqueeze(1) + z @ cholesky.to(means.dtype).T

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from knownot.core import chi_square
 from knownot.core.chi_square import ChiSquareTail
-from knownot.core.energy import weighted_energy
+from knownot.core.energy import negative_weighted_energy
 from knownot.core.gaussians import (
     ClassGaussians,
     Shrinkage,
@@ -29,19 +29,13 @@ from knownot.core.phi import PhiName, make_phi
 _INITIAL_RAW_WEIGHT = 0.5413248546129181
 
 
-def uncertainty_loss(
-    id_logits: Tensor,
-    outlier_logits: Tensor,
-    id_weights: Tensor | None = None,
-    outlier_weights: Tensor | None = None,
-) -> Tensor:
+def uncertainty_loss(phi: Tensor, is_id: Tensor, weights: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of phi(-E): in-distribution rows are class 1, virtual outliers class 0.
 
     Args:
-        id_logits: phi of the in-distribution rows (N,).
-        outlier_logits: phi of the virtual outliers (M,).
-        id_weights: Weight of each in-distribution row (N,), 1 if not given.
-        outlier_weights: Weight of each outlier (M,), 1 if not given.
+        phi: phi(-E) of in-distribution rows and virtual outliers (M,).
+        is_id: 1 for the former, 0 for the latter (M,), dtype of `phi`.
+        weights: Weight of each row (M,), 1 if not given.
 
     Returns:
         Weighted mean over all rows, scalar; 0 if all weights are 0.
@@ -49,14 +43,10 @@ def uncertainty_loss(
     Reference:
         Du et al., ICLR 2022, equation 6, averaged over all rows together as the authors' code does.
     """
-    # -log sigmoid(x) = softplus(-x)
-    losses = F.softplus(torch.cat([-id_logits, outlier_logits]))
-    if id_weights is None and outlier_weights is None:
-        return losses.mean()
-    ones_id = torch.ones_like(id_logits) if id_weights is None else id_weights
-    ones_out = torch.ones_like(outlier_logits) if outlier_weights is None else outlier_weights
-    weights = torch.cat([ones_id, ones_out])
-    return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
+    if weights is None:
+        weights = torch.ones_like(phi)
+    share = weights / weights.sum().clamp(min=1e-12)
+    return F.binary_cross_entropy_with_logits(phi, is_id, share, reduction="sum")
 
 
 class VirtualOutlierLoss(nn.Module):
@@ -203,15 +193,18 @@ class VirtualOutlierLoss(nn.Module):
 
     def energy(self, logits: Tensor) -> Tensor:
         """Weighted energy (N,) of logits (N, C), background left out; float32 or float64."""
-        return weighted_energy(self.class_logits(logits), self.energy_weights.log())
+        return -self._negative_energy(logits)
 
     def ood_score(self, logits: Tensor) -> Tensor:
         """`-phi(-E)`: logit of being out-of-distribution, shape (N,); larger means more so.
 
         `sigmoid(-ood_score)` is the paper's p(ID | x), equation 8.
         """
-        score: Tensor = -self.phi(-self.energy(logits))
+        score: Tensor = -self.phi(self._negative_energy(logits))
         return score
+
+    def _negative_energy(self, logits: Tensor) -> Tensor:
+        return negative_weighted_energy(self.class_logits(logits), self.energy_weights.log())
 
     @torch.no_grad()
     def sample_outliers(self, generator: torch.Generator | None = None) -> Tensor:
@@ -248,14 +241,14 @@ class VirtualOutlierLoss(nn.Module):
                 return logits.new_zeros((), dtype=torch.float32)
         outliers = self.sample_outliers().to(features.dtype)
         outlier_logits = self._head[0](outliers)
+        phi = self.phi(self._negative_energy(torch.cat([logits, outlier_logits])))
         ready = self.ready()
-        in_range = (labels >= 0) & (labels < self.num_classes)
-        some_ready = ready.any()
-        both = self.phi(-self.energy(torch.cat([logits, outlier_logits])))
-        id_phi, outlier_phi = both.split([len(logits), len(outlier_logits)])
-        id_weights = (in_range & some_ready).to(id_phi.dtype)
-        outlier_weights = ready.repeat_interleave(self.outliers_per_class).to(id_phi.dtype)
-        return self.weight * uncertainty_loss(id_phi, outlier_phi, id_weights, outlier_weights)
+        in_range = labels == labels.clamp(0, self.num_classes - 1)
+        takes_part = torch.cat([in_range, ready.repeat_interleave(self.outliers_per_class)])
+        weights = (takes_part & ready.any()).to(phi.dtype)
+        is_id = torch.ones_like(weights)
+        is_id[len(logits) :] = 0
+        return self.weight * uncertainty_loss(phi, is_id, weights)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)
