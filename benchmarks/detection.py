@@ -1,6 +1,6 @@
 """Detectors with and without VOS on real photos with boxes: mAP, unknown boxes, cost.
 
-    python benchmarks/detection.py --sets natural5 --seeds 0      # 320 px, half an hour on 2 cores
+    python benchmarks/detection.py --sets natural5 --seeds 0      # 256 px, half an hour on a core
     python benchmarks/detection.py                                # both sets, 2 seeds
     python benchmarks/detection.py --cost                         # a step with and without, paired
 
@@ -42,7 +42,7 @@ from knownot.training.train_detector import train_detector
 OOD = {"fod_a": ("ood_fod_a", "ood_coco"), "natural5": ("ood_coco", "ood_fod_a")}
 METHODS: dict[str, dict[str, Any]] = {"CE": {"vos_weight": 0.0}, "VOS": {}}
 # One object on tarmac is learnt sooner than five kinds of things anywhere.
-EPOCHS = {"fod_a": 9, "natural5": 12}
+EPOCHS = {"fod_a": 6, "natural5": 9}
 SCORES = ("msp", "energy", "vos", "mahalanobis", "knn", "combined")
 
 
@@ -243,8 +243,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=default_data(), help="photos")
     parser.add_argument("--sets", nargs="+", choices=OOD, default=list(OOD))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--epochs", type=int, help="12 for natural5, 9 for fod_a")
-    parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--epochs", type=int, help="9 for natural5, 6 for fod_a")
+    parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--cost", action="store_true", help="measure the cost alone")
     parser.add_argument("--models", type=Path, help="keep the detectors in this folder")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))

@@ -83,6 +83,25 @@ def test_predict_prints_and_draws_boxes(
             assert min(after.size) >= 480 > min(before.size)
 
 
+def test_predict_and_evaluate_with_proposals(
+    knownot_command: Run, detector_folder: Path, scenes: Path, tmp_path: Path
+) -> None:
+    photos = sorted((scenes / "images").glob("ood_*.jpg"))[:9]
+    code, out, _ = knownot_command(
+        *("predict", detector_folder, *photos, "--proposals", "--alpha", 0.5, "--json"),
+        *("--save-images", tmp_path / "seen"),
+    )
+    assert code == 0
+    boxes = [box for line in out.splitlines() for box in json.loads(line)["boxes"]]
+    assert any(box["nearest_class"] == "" for box in boxes)
+    assert len(list((tmp_path / "seen").iterdir())) == 9
+    ood = scenes / "annotations" / "ood.json"
+    args = ("--id", scenes, "--ood", ood, "-o", tmp_path / "report", "--proposals")
+    code, out, _ = knownot_command("evaluate", detector_folder, *args)
+    assert code == 0
+    assert "unclaimed proposal" in out
+
+
 def test_predict_writes_one_row_a_box(
     knownot_command: Run, detector_folder: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,21 @@ def test_unknown_objects_are_those_of_no_known_class(
     assert 0 <= measured["aose"] <= unknown
 
 
+def test_proposals_add_unknown_objects_and_never_take_one_away(
+    model: UnknownAwareDetector, report: DetectionReport, scenes: Path, tmp_path: Path
+) -> None:
+    ood = scenes / "annotations" / "ood.json"
+    more = evaluate_detector(model, scenes, [ood], alpha=0.3, proposals=True)
+    row = more.summary["ood"]["ood.json"]
+    with_them, without = row["open_set_with_proposals"], row["open_set"]
+    assert with_them["unknown_recall"] >= without["unknown_recall"]
+    assert with_them["aose"] == without["aose"]
+    added = more.ood_sets[0].proposals
+    assert row["photos_with_proposals"] == sum(len(a["boxes"]) > 0 for a in added) / len(added) > 0
+    assert "no known class claims" in more.save(tmp_path).read_text()
+    assert "open_set_with_proposals" not in report.summary["ood"]["ood.json"]
+
+
 def test_every_score_is_reported(report: DetectionReport) -> None:
     scores = report.summary["ood"]["ood.json"]["scores"]
     assert set(scores) == {"energy", "vos", "msp", "mahalanobis", "knn", "combined"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,50 @@ def test_a_prediction_holds_what_the_tensors_hold(model: UnknownAwareDetector, p
         assert box.nearest_class == model.classes[found["labels"][row]]
         assert box.label == ("unknown" if box.is_unknown else box.nearest_class)
     assert (answer.width, answer.height, answer.path) == (96, 96, str(photo))
+
+
+def test_proposals_that_no_class_claims_are_shown_when_asked_for(
+    model: UnknownAwareDetector, scenes: Path, tmp_path: Path
+) -> None:
+    photos = sorted((scenes / "images").glob("ood_*.jpg"))
+    plain = model.predict(photos)
+    more = model.predict(photos, proposals=True, alpha=0.5)
+    same = model.predict(photos, alpha=0.5)
+    added = 0
+    for without, with_them in zip(same, more, strict=True):
+        shown = with_them.boxes[: len(without.boxes)]
+        assert shown == without.boxes
+        for box in with_them.boxes[len(without.boxes) :]:
+            assert (box.label, box.nearest_class, box.is_unknown) == ("unknown", "", True)
+            assert box.p_value < 0.5
+            added += 1
+    assert added > 0
+    assert all(box.nearest_class for answer in plain for box in answer.boxes)
+
+    save(model, tmp_path / "again")
+    again = knownot.load(tmp_path / "again")
+    assert again.predict(photos, proposals=True, alpha=0.5) == more
+    again.proposal_calibration = None
+    with pytest.raises(ConfigError, match="proposals"):
+        again.predict(photos, proposals=True)
+
+
+def test_proposals_keep_to_alpha_on_the_photos_that_calibrated_them(
+    model: UnknownAwareDetector, scenes: Path
+) -> None:
+    photos = [scenes / "images" / name for name in sorted(_names(scenes, "val"))]
+    for alpha in (0.05, 0.3):
+        shown = 0
+        for _, found in detect_photos(model, photos, {}, proposals=True):
+            rows, p_values = model.unclaimed_proposals(found, alpha)
+            assert len(rows) == len(p_values)
+            shown += len(rows) > 0
+        assert shown / len(photos) <= alpha
+
+
+def _names(scenes: Path, split: str) -> list[str]:
+    annotations = json.loads((scenes / "annotations" / f"{split}.json").read_text())
+    return [image["file_name"] for image in annotations["images"]]
 
 
 def test_paths_images_arrays_and_tensors_give_the_same(

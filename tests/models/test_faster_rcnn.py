@@ -75,6 +75,24 @@ def test_each_detection_carries_the_logits_and_features_behind_it(
         assert (detections["scores"].diff() <= 0).all()
 
 
+def test_proposals_are_those_that_torchvision_looked_at_in_pixels_of_the_photo() -> None:
+    model = regions()
+    images = photos((96, 96), (40, 200))
+    with torch.no_grad():
+        found = model.detect(images)
+        assert not hasattr(model.model.rpn, "_kept")
+        inside, _ = model.model.transform(images)
+        levels = model.model.backbone(inside.tensors)
+        boxes, _ = model.model.rpn(inside, levels)
+    for detections, image, expected, size in zip(
+        found, images, boxes, inside.image_sizes, strict=True
+    ):
+        scale = torch.tensor([image.shape[2] / size[1], image.shape[1] / size[0]]).repeat(2)
+        torch.testing.assert_close(detections["proposals"], expected * scale)
+        assert len(detections["objectness"]) == len(expected)
+        assert ((detections["objectness"] >= 0) & (detections["objectness"] <= 1)).all()
+
+
 def test_rows_of_equal_proposals_are_found() -> None:
     heads = regions().model.roi_heads.eval()
     proposals = [torch.tensor([[5.0, 5.0, 40.0, 40.0]] * 3 + [[50.0, 50.0, 90.0, 90.0]])]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+from knownot.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +53,9 @@ def evaluate(
         float | None,
         typer.Option(help="Share of known photos called unknown. (default: the model's)"),
     ] = None,
+    proposals: Annotated[
+        bool, typer.Option(help="Detectors: also measure objects that no known class claims.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
@@ -75,11 +79,19 @@ def evaluate(
             from knownot.evaluation.evaluate_detector import evaluate_detector
 
             report = evaluate_detector(
-                loaded, id_folder, folders, score=score, alpha=alpha, progress=begin
+                loaded,
+                id_folder,
+                folders,
+                score=score,
+                alpha=alpha,
+                proposals=proposals,
+                progress=begin,
             )
         else:
             from knownot.evaluation.evaluate import evaluate as run
 
+            if proposals:
+                raise ConfigError(f"{model}: is a classifier; --proposals is for detectors")
             report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
     path = report.save(output or model.parent / f"{model.resolve().name}-evaluation")
     if json_output:
@@ -102,7 +114,10 @@ def _print(report: Report | DetectionReport) -> None:
     out.print(_deciding_score(summary))
     out.print(_every_score(summary))
     if summary["task"] == "detect":
-        out.print(_open_set(summary))
+        out.print(_open_set(summary, "open_set", "annotated unknown objects"))
+        if "photos_with_proposals" in summary:
+            title = "the same with proposals that no class claims"
+            out.print(_open_set(summary, "open_set_with_proposals", title))
 
 
 def _known(summary: dict[str, Any]) -> list[str]:
@@ -116,10 +131,16 @@ def _known(summary: dict[str, Any]) -> list[str]:
         )
     if summary["task"] == "classify":
         return [f"{summary['n_id']} known photos: accuracy {percent(summary['id_acc'])}, {flagged}"]
+    proposals = summary.get("photos_with_proposals")
     return [
         f"{summary['n_id']} known photos: mAP {_share(summary['map'])}, at IoU 0.5 "
         f"{_share(summary['map_50'])}; boxes count from a score of {summary['box_threshold']:.2f}",
         f"{summary['n_id_objects_found']} boxes around known objects: {flagged}",
+        *(
+            []
+            if proposals is None
+            else [f"photos with an unclaimed proposal: {percent(proposals)}"]
+        ),
     ]
 
 
@@ -160,15 +181,15 @@ def _deciding_score(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _open_set(summary: dict[str, Any]) -> Table:
+def _open_set(summary: dict[str, Any], key: str, title: str) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="annotated unknown objects", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for heading in ("set", "objects", "recall", "AP", "AOSE", "WI"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, row in summary["ood"].items():
-        found = row["open_set"]
+        found = row[key]
         table.add_row(
             escape(name),
             str(found["n_unknown"]),

@@ -8,13 +8,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from knownot.cli.console import photo_progress, stderr, stdout
-from knownot.errors import DataError
+from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from knownot.models.prediction import DetectionPrediction, Prediction
@@ -55,6 +56,9 @@ def predict(
         float | None,
         typer.Option(help="Share of known photos called unknown. (default: the model's)"),
     ] = None,
+    proposals: Annotated[
+        bool, typer.Option(help="Detectors: also show objects that no known class claims.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Same as --format jsonl.")] = False,
@@ -67,6 +71,7 @@ def predict(
 
     Photos that cannot be read are listed with their error; the exit code is then 1.
     """
+    from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.model_folder import load
 
     if json_output:
@@ -76,10 +81,15 @@ def predict(
         raise DataError(f"{output}: a table is for the screen; use --format jsonl or csv")
     paths = _expand(photos)
     loaded = load(model, device=device)
+    predict_iter = loaded.predict_iter
+    if proposals:
+        if isinstance(loaded, UnknownAwareClassifier):
+            raise ConfigError(f"{model}: is a classifier; --proposals is for detectors")
+        predict_iter = partial(loaded.predict_iter, proposals=True)
     answers = []
     with photo_progress(form is not Format.table and output is None) as begin:
         advance = begin("photos", len(paths))
-        for answer in loaded.predict_iter(paths, alpha=alpha, score=score):
+        for answer in predict_iter(paths, alpha=alpha, score=score):
             answers.append(answer)
             advance(1)
             if save_images is not None and answer.error is None:
@@ -202,7 +212,7 @@ def _print_table(answers: Sequence[Answer]) -> None:
             table.add_row(name, "[dim]nothing found[/]")
         for row in found:
             label = "[bold red]unknown[/]" if row.is_unknown else escape(row.label)
-            nearest = f"{escape(row.nearest_class)} {row.confidence:.0%}"
+            nearest = f"{escape(row.nearest_class or '–')} {row.confidence:.0%}"
             table.add_row(name, label, f"{row.ood_score:.3f}", f"{row.p_value:.3f}", nearest)
             rows += 1
             unknown += row.is_unknown

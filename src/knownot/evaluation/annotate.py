@@ -70,7 +70,7 @@ def drawn(prediction: DetectionPrediction, classes: Sequence[str]) -> Image.Imag
             is_unknown=found.is_unknown,
             score=found.confidence,
             p_value=found.p_value,
-            class_index=classes.index(found.nearest_class),
+            class_index=classes.index(found.nearest_class) if found.nearest_class else 0,
         )
         for found in prediction.boxes
     ]

@@ -22,6 +22,7 @@ def detect_photos(
     paths: Sequence[Path],
     skipped: dict[Path, str],
     progress: Callable[[int], None] | None = None,
+    proposals: bool = False,
 ) -> Iterator[tuple[int, Detections]]:
     """Run a detector over photos, one by one: sizes differ.
 
@@ -30,6 +31,7 @@ def detect_photos(
         paths: Photos.
         skipped: Filled with path and reason of every photo that cannot be read.
         progress: Called with the number of photos done since the last call.
+        proposals: Whether to add the detector's proposals, if it has any.
 
     Yields:
         Index of the photo and its detections, on the CPU.
@@ -42,7 +44,7 @@ def detect_photos(
             skipped[path] = str(error)
         else:
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.device)
-            (found,) = model([pixels])
+            (found,) = model([pixels], proposals)
             yield index, {name: values.cpu() for name, values in found.items()}
         if progress:
             progress(1)

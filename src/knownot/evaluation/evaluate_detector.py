@@ -7,8 +7,9 @@ unknown objects are annotated the open-set measures stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from knownot.data.detection_folder import looks_like_detection, read_detection
 from knownot.data.detection_set import DetectionSet, Objects
 from knownot.data.image_folder import list_photos
 from knownot.errors import DataError
-from knownot.evaluation.box_matching import match
+from knownot.evaluation.box_matching import Boxes, match
 from knownot.evaluation.box_metrics import mean_average_precision
 from knownot.evaluation.detect_set import as_boxes, detect_photos
 from knownot.evaluation.evaluate import (
@@ -33,6 +34,7 @@ from knownot.evaluation.evaluate import (
 from knownot.evaluation.open_set import open_set_measures
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections
+from knownot.models.shown_boxes import without_repeats
 
 _KEPT = ("boxes", "labels", "scores")
 
@@ -50,6 +52,8 @@ class ScoredBoxes:
         p_values: Their p-values, for each photo (B,), float64.
         threshold: Box threshold.
         is_ood: Whether its boxes stand for the unknown.
+        proposals: Proposals that no class claims and that are shown as unknown, for each photo
+            `boxes` (M, 4) and `p_values` (M,); empty if they were not asked for.
         skipped: Path and reason of photos that could not be read.
     """
 
@@ -61,6 +65,7 @@ class ScoredBoxes:
     p_values: list[Tensor]
     threshold: float
     is_ood: bool
+    proposals: list[Detections] = field(default_factory=list)
     skipped: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -85,6 +90,16 @@ class ScoredBoxes:
             )
             for name in names
         }
+
+    @cached_property
+    def shown(self) -> list[Tensor]:
+        """Rows shown of each photo (S,): boxes above the threshold, unknown objects once."""
+        shown = []
+        for found, unknown in zip(self.found, self.unknown, strict=True):
+            above = torch.where(found["scores"] >= self.threshold)[0]
+            kept = without_repeats(found["boxes"][above], found["scores"][above], unknown[above])
+            shown.append(above[kept])
+        return shown
 
     def right(self) -> list[Tensor]:
         """Boxes above the threshold on an annotated object of their class, for each photo (B,)."""
@@ -129,6 +144,7 @@ def evaluate_detector(
     score: str | None = None,
     alpha: float | None = None,
     box_threshold: float | None = None,
+    proposals: bool = False,
     progress: Progress | None = None,
 ) -> DetectionReport:
     """Measure a detector.
@@ -141,6 +157,7 @@ def evaluate_detector(
         score: Score that decides; the model's default if not given.
         alpha: Share of boxes around known objects that may be called unknown.
         box_threshold: Least score of a box that counts; the model's own if not given.
+        proposals: Also measure the proposals that no class claims, shown as unknown.
         progress: Called with name and size of a set, returns a callback for photos done.
 
     Returns:
@@ -148,6 +165,7 @@ def evaluate_detector(
 
     Raises:
         DataError: If a set is missing, empty, or holds no readable photo.
+        ConfigError: If a setting is wrong, or proposals were not calibrated.
     """
     score = score or model.default_score
     alpha = model.valid_alpha(alpha)
@@ -159,7 +177,7 @@ def evaluate_detector(
 
     def scored(name: str, photos: DetectionSet, is_ood: bool) -> ScoredBoxes:
         empty = ScoredBoxes(name, [], [], [], [], [], least, is_ood)
-        return _fill(empty, model, photos, score, alpha, progress)
+        return _fill(empty, model, photos, score, alpha, proposals, progress)
 
     id_set = scored("ID", known, False)
     ood_sets = [scored(name, photos, True) for name, photos in sets.items()]
@@ -186,11 +204,16 @@ def _fill(
     photos: DetectionSet,
     score: str,
     alpha: float,
+    proposals: bool,
     progress: Progress | None,
 ) -> ScoredBoxes:
     advance = progress(scored.name, len(photos)) if progress else None
     skipped = scored.skipped
-    for index, found in detect_photos(model, photos.paths, skipped, advance):
+    for index, found in detect_photos(model, photos.paths, skipped, advance, proposals):
+        if proposals:
+            rows, p_of_proposals = model.unclaimed_proposals(found, alpha, scored.threshold)
+            boxes = found["proposals"][rows]
+            scored.proposals.append({"boxes": boxes, "p_values": p_of_proposals})
         p_values = model.p_values(found, score)
         scored.paths.append(photos.paths[index])
         scored.truth.append(photos.objects[index])
@@ -235,6 +258,7 @@ def _summary(
         "flagged_id_interval": binomial_interval(int(unknown.sum()), len(unknown))
         if len(unknown)
         else None,
+        **({"photos_with_proposals": _share_with_proposals(id_set)} if id_set.proposals else {}),
         "ood": {ood.name: _ood_summary(id_set, ood, score, len(model.classes)) for ood in ood_sets},
         "skipped": {
             str(path): reason
@@ -260,23 +284,63 @@ def _ood_summary(
         name: {**separation(id_scores[name], values)} if measured else dict.fromkeys(_MEASURES)
         for name, values in ood_scores.items()
     }
-    together = [*id_set.found, *ood.found]
-    called = [*id_set.unknown, *ood.unknown]
+    open_set: dict[str, Any] = {"open_set": _open_set(id_set, ood, num_classes, _by_score(score))}
+    if ood.proposals:
+        open_set["open_set_with_proposals"] = _open_set(id_set, ood, num_classes, _with_proposals)
+        open_set["photos_with_proposals"] = _share_with_proposals(ood)
     return {
         "n": len(ood.paths),
         "n_boxes": len(unknown),
         **by_score[score],
         "flagged": float(unknown.double().mean()) if len(unknown) else None,
         "scores": by_score,
-        # Over ID and OOD photos together: a known object called unknown is a mistake too.
-        "open_set": open_set_measures(
-            [as_boxes(f, u) for f, u in zip(together, called, strict=True)],
-            [*id_set.truth, *ood.truth],
-            [f[f"ood.{score}"] for f in together],
-            num_classes,
-            threshold=id_set.threshold,
-        ),
+        **open_set,
     }
+
+
+_Shown = tuple[Boxes, Tensor]
+
+
+def _open_set(
+    id_set: ScoredBoxes,
+    ood: ScoredBoxes,
+    num_classes: int,
+    shown: Callable[[ScoredBoxes, int], _Shown],
+) -> dict[str, float | int | None]:
+    """Over ID and OOD photos together: a known object called unknown is a mistake too.
+
+    `shown` gives the boxes (S) of a photo and how unknown each is (S,).
+    """
+    photos = [shown(scored, i) for scored in (id_set, ood) for i in range(len(scored.paths))]
+    boxes, unknown_scores = zip(*photos, strict=True)
+    return open_set_measures(boxes, [*id_set.truth, *ood.truth], unknown_scores, num_classes)
+
+
+def _by_score(score: str) -> Callable[[ScoredBoxes, int], _Shown]:
+    def shown(scored: ScoredBoxes, i: int) -> _Shown:
+        rows = scored.shown[i]
+        boxes = as_boxes(scored.found[i], scored.unknown[i]).select(rows)
+        return boxes, scored.found[i][f"ood.{score}"][rows]
+
+    return shown
+
+
+def _with_proposals(scored: ScoredBoxes, i: int) -> _Shown:
+    """Ranked by p-value, as a box and a proposal have no score in common."""
+    rows, added = scored.shown[i], scored.proposals[i]
+    boxes = as_boxes(scored.found[i], scored.unknown[i]).select(rows)
+    number = len(added["boxes"])
+    together = Boxes(
+        torch.cat([boxes.boxes, added["boxes"]]),
+        torch.cat([boxes.labels, boxes.labels.new_zeros(number)]),
+        torch.cat([boxes.scores, boxes.scores.new_ones(number)]),
+        torch.cat([boxes.unknown, torch.ones(number, dtype=torch.bool)]),
+    )
+    return together, 1 - torch.cat([scored.p_values[i][rows], added["p_values"]])
+
+
+def _share_with_proposals(scored: ScoredBoxes) -> float:
+    return sum(len(added["boxes"]) > 0 for added in scored.proposals) / len(scored.proposals)
 
 
 _MEASURES = ("fpr95", "fpr95_ood_positive", "auroc", "aupr_in", "aupr_out")

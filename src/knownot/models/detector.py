@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knownot.core.calibration import flagged
+from knownot.core.calibration import ConformalCalibration, flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError
 from knownot.models.given_photos import as_list, to_pil
 from knownot.models.prediction import Detection, DetectionPrediction
 from knownot.models.regions import Detections, RegionModel, Targets
+from knownot.models.shown_boxes import highest_unclaimed, unclaimed, without_repeats
 from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
 
 # COCO's borders between small, medium and large objects, square pixels.
@@ -34,6 +35,8 @@ class UnknownAwareDetector(UnknownAwareModel):
 
     Attributes:
         box_threshold: Least `scores` of a box that counts, found on ID validation photos.
+        proposal_calibration: Of the highest objectness that no class claims, over ID photos; None
+            where it was not measured.
 
     Raises:
         ConfigError: If there is no class, or `regions` was built for another number of them.
@@ -57,6 +60,7 @@ class UnknownAwareDetector(UnknownAwareModel):
         self.regions = regions
         self.vos_settings = vos or VosSettings()
         self.box_threshold = 0.5
+        self.proposal_calibration: ConformalCalibration | None = None
         self.vos = VirtualOutlierLoss(
             head=regions.class_head,
             num_classes=len(self.classes),
@@ -77,8 +81,12 @@ class UnknownAwareDetector(UnknownAwareModel):
         return losses
 
     @torch.no_grad()
-    def forward(self, images: list[Tensor]) -> list[Detections]:
+    def forward(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """Boxes of photos (3, H, W), uint8 or floats in [0, 1], of any sizes.
+
+        Args:
+            images: The photos.
+            proposals: Whether to add the detector's `proposals` (P, 4) and `objectness` (P,).
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,); `scores` (B,) in
@@ -87,6 +95,10 @@ class UnknownAwareDetector(UnknownAwareModel):
             `is_unknown` (B,), bool, of the default score at `alpha`.
         """
         found = self.regions.detect([_unit_range(image) for image in images])
+        if not proposals:
+            for detections in found:
+                detections.pop("proposals", None)
+                detections.pop("objectness", None)
         counts = [len(d["labels"]) for d in found]
         logits = torch.cat([d["logits"] for d in found])
         features = torch.cat([d["features"] for d in found])
@@ -124,8 +136,55 @@ class UnknownAwareDetector(UnknownAwareModel):
         groups = self.groups(detections["boxes"], detections["labels"]).cpu()
         self.calibrate_rows(detections["logits"], detections["features"], groups)
 
+    def calibrate_proposals(self, photos: Sequence[Detections]) -> None:
+        """Calibrate the objectness above which a proposal that no class claims is shown.
+
+        Of new photos like these, at most a share of `alpha` then shows such a proposal: the
+        calibration is of each photo's highest.
+
+        Args:
+            photos: `boxes`, `scores`, `proposals` and `objectness` of held-out ID photos.
+        """
+        highest = [
+            highest_unclaimed(p["proposals"], p["objectness"], self._claiming(p)) for p in photos
+        ]
+        self.proposal_calibration = ConformalCalibration(torch.tensor(highest))
+
+    def unclaimed_proposals(
+        self, found: Detections, alpha: float | None = None, least: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Indices (M,) and p-values (M,) of the proposals to be shown as unknown objects.
+
+        Args:
+            found: One photo's `boxes`, `scores`, `proposals` and `objectness`.
+            alpha: Share of photos of known objects that may show one.
+            least: Box threshold, the model's if not given.
+
+        Raises:
+            ConfigError: If proposals were not calibrated.
+        """
+        if self.proposal_calibration is None or "proposals" not in found:
+            raise ConfigError(
+                "proposals: this detector has none that are calibrated; train it anew, or leave "
+                "them out"
+            )
+        claiming = self._claiming(found, least)
+        left = unclaimed(found["proposals"], found["objectness"], claiming).cpu()
+        p_values = self.proposal_calibration.p_value(found["objectness"].cpu()[left])
+        shown = flagged(p_values, self.valid_alpha(alpha))
+        return left[shown], p_values[shown]
+
+    def _claiming(self, found: Detections, least: float | None = None) -> Tensor:
+        least = self.box_threshold if least is None else least
+        return found["boxes"][found["scores"] >= least]
+
     def predict(
-        self, photos: Any, *, alpha: float | None = None, score: str | None = None
+        self,
+        photos: Any,
+        *,
+        alpha: float | None = None,
+        score: str | None = None,
+        proposals: bool = False,
     ) -> list[DetectionPrediction]:
         """Answers for photos: the boxes above `box_threshold`, most certain first.
 
@@ -134,14 +193,17 @@ class UnknownAwareDetector(UnknownAwareModel):
                 (H, W, 4) of uint8, a tensor (3, H, W) of uint8 or of floats in [0, 1].
             alpha: Share of boxes around known objects that may be called unknown.
             score: Name of the score that decides; the model's default if not given.
+            proposals: Also show, as unknown, objects that no known class claims.
 
         Returns:
             One answer for each photo, in order. A photo that cannot be read has `error` set.
 
         Raises:
             DataError: If an object is none of the above kinds.
+            ConfigError: If a setting is wrong, or proposals were not calibrated.
         """
-        return list(self.predict_iter(as_list(photos), alpha=alpha, score=score))
+        answers = self.predict_iter(as_list(photos), alpha=alpha, score=score, proposals=proposals)
+        return list(answers)
 
     def predict_iter(
         self,
@@ -150,6 +212,7 @@ class UnknownAwareDetector(UnknownAwareModel):
         alpha: float | None = None,
         score: str | None = None,
         box_threshold: float | None = None,
+        proposals: bool = False,
     ) -> Iterator[DetectionPrediction]:
         """Like `predict`, one answer after another; `box_threshold` may differ from the model's."""
         score = score or self.default_score
@@ -166,13 +229,22 @@ class UnknownAwareDetector(UnknownAwareModel):
                 yield DetectionPrediction([], 0, 0, path, str(error))
                 continue
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(self.device)
-            (found,) = self([pixels])
+            (found,) = self([pixels], proposals)
             boxes = self._answer(found, alpha, score, least)
+            if proposals:
+                boxes += self._unclaimed_answer(found, alpha, least)
             yield DetectionPrediction(boxes, image.width, image.height, path)
 
     def _answer(self, found: Detections, alpha: float, score: str, least: float) -> list[Detection]:
+        found = {
+            key: values[found["scores"] >= least]
+            for key, values in found.items()
+            if key not in ("proposals", "objectness")
+        }
         p_values = self.p_values(found, score)
-        unknown = flagged(p_values, alpha).tolist()
+        called = flagged(p_values, alpha)
+        shown = without_repeats(found["boxes"], found["scores"], called.to(self.device))
+        unknown = called.tolist()
         names = [key.removeprefix("ood.") for key in found if key.startswith("ood.")]
         scores = {name: found[f"ood.{name}"].tolist() for name in names}
         columns = (found[key].tolist() for key in ("boxes", "labels", "scores"))
@@ -188,7 +260,22 @@ class UnknownAwareDetector(UnknownAwareModel):
                 scores={name: values[row] for name, values in scores.items()},
             )
             for row, (box, label, confidence) in enumerate(zip(*columns, strict=True))
-            if confidence >= least
+            if shown[row]
+        ]
+
+    def _unclaimed_answer(self, found: Detections, alpha: float, least: float) -> list[Detection]:
+        rows, p_values = self.unclaimed_proposals(found, alpha, least)
+        return [
+            Detection(
+                box=tuple(found["proposals"][row].tolist()),
+                label=UNKNOWN,
+                is_unknown=True,
+                ood_score=float(found["objectness"][row]),
+                p_value=p_value,
+                nearest_class="",
+                confidence=float(found["objectness"][row]),
+            )
+            for row, p_value in zip(rows.tolist(), p_values.tolist(), strict=True)
         ]
 
 

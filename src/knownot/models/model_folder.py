@@ -25,6 +25,7 @@ from knownot.models.unknown_aware import UnknownAwareModel
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.safetensors"
+_PROPOSALS = "proposals.objectness"
 
 
 def save(
@@ -124,6 +125,8 @@ def load(
         ) from None
     try:
         model.calibrations = _calibrations(calibration, config.classwise)
+        if isinstance(model, UnknownAwareDetector) and _PROPOSALS in calibration:
+            model.proposal_calibration = ConformalCalibration(calibration[_PROPOSALS])
     except (KeyError, ValueError) as error:
         raise ModelFileError(f"{folder / CALIBRATION}: is damaged ({error})") from None
     if config.default_score not in model.calibrations:
@@ -191,6 +194,8 @@ def _calibration_tensors(model: UnknownAwareModel) -> dict[str, Tensor]:
         tensors[f"{name}.scores"] = calibration.scores.contiguous()
         if calibration.groups is not None:
             tensors[f"{name}.groups"] = calibration.groups.contiguous()
+    if isinstance(model, UnknownAwareDetector) and model.proposal_calibration is not None:
+        tensors[_PROPOSALS] = model.proposal_calibration.scores.contiguous()
     return tensors
 
 

@@ -49,10 +49,12 @@ class Detection:
         box: Corners (x1, y1, x2, y2) in pixels.
         label: Class name, or "unknown" if `is_unknown`.
         is_unknown: Whether `p_value < alpha`.
-        ood_score: Default score; larger means more out-of-distribution.
-        p_value: Share of boxes around known objects that look at least as strange, in (0, 1].
-        nearest_class: Class of the box, also for an unknown one.
-        confidence: The detector's score of `nearest_class`, in [0, 1].
+        ood_score: Default score; larger means more out-of-distribution. Of a proposal that no class
+            claims, its objectness.
+        p_value: Share of boxes around known objects that look at least as strange, in (0, 1]. Of
+            a proposal, the share of photos of known objects with one that is at least as sure.
+        nearest_class: Class of the box, also for an unknown one; empty for a proposal.
+        confidence: The detector's score of `nearest_class`, or the objectness, in [0, 1].
         scores: Every score by name, larger meaning more out-of-distribution.
     """
 

@@ -63,6 +63,8 @@ class RegionModel(nn.Module):
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,) in [0, K); `scores`
             (B,) in [0, 1], descending; and the `logits` (B, C) and `features` (B, D) behind them.
+            A detector with region proposals adds all of them: `proposals` (P, 4), corners in
+            pixels, and their `objectness` (P,) in [0, 1].
         """
         raise NotImplementedError  # abstract
 

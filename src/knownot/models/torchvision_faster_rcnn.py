@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from knownot.errors import ConfigError
@@ -82,6 +83,7 @@ class FasterRCNNRegions(RegionModel):
         build = _shipped if settings.architecture in SHIPPED else _on_timm
         self.model = build(num_classes, settings, weights, limits)
         self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
+        self.model.rpn = RememberingProposals.of(self.model.rpn)
         self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = settings.feature_dim
@@ -105,11 +107,16 @@ class FasterRCNNRegions(RegionModel):
         )
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
-        """torchvision's detections, each with its logits and feature."""
+        """torchvision's detections, each with its logits and feature; and the region proposals."""
         self.eval()
         found: list[Detections] = self.model(images)
-        for detections in found:
+        proposals = self.model.rpn.take_proposals()
+        for detections, image, (boxes, objectness, size) in zip(
+            found, images, proposals, strict=True
+        ):
             detections["labels"] = detections["labels"] - 1
+            detections["proposals"] = resize_boxes(boxes, size, image.shape[-2:])
+            detections["objectness"] = objectness
         return found
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -188,6 +195,38 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
                 detections["features"] = self._features[rows]
             del self._features, self._logits, self._rows
         return found, losses
+
+
+class RememberingProposals(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's `RegionProposalNetwork`, which also tells how sure it is of its proposals."""
+
+    @classmethod
+    def of(cls, network: RegionProposalNetwork) -> RememberingProposals:
+        """The same network, with the same modules and settings."""
+        new = cls.__new__(cls)
+        new.__dict__ = network.__dict__.copy()
+        return new
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """torchvision's choice; in evaluation it is remembered."""
+        kept: tuple[list[Tensor], list[Tensor]] = super().filter_proposals(
+            proposals, objectness, image_shapes, num_anchors_per_level
+        )
+        if not self.training:
+            self._kept = (*kept, image_shapes)
+        return kept
+
+    def take_proposals(self) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
+        """For each photo boxes (P, 4), objectness (P,) and the size they refer to; then forgotten."""
+        kept = list(zip(*self._kept, strict=True))
+        del self._kept
+        return kept
 
 
 def _on_timm(

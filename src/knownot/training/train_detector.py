@@ -31,6 +31,8 @@ from knownot.training.run_folder import RunFolder
 
 # Training photos that the feature scores are fitted on: more make them no better.
 _FITTED_PHOTOS = 4000
+_ROWS = ("boxes", "labels", "scores", "logits", "features")
+_PROPOSALS = ("proposals", "objectness")
 
 
 def train_detector(config: DetectionConfig, reporter: Reporter | None = None) -> TrainResult:
@@ -213,6 +215,8 @@ def _calibrate(
         )
     model.fit_scores(on_train["features"], on_train["labels"], config.knn_k)
     model.calibrate(held_out)
+    if all(name in next(iter(found.values())) for name in _PROPOSALS):
+        model.calibrate_proposals(list(found.values()))
 
 
 def _detect(
@@ -222,18 +226,18 @@ def _detect(
     reporter: Reporter,
     skipped: dict[Path, str],
 ) -> dict[int, Detections]:
-    kept = ("boxes", "labels", "scores", "logits", "features")
     progress = reporter.stage(stage, len(photos))
     return {
-        index: {name: found[name] for name in kept}
-        for index, found in detect_photos(model, photos.paths, skipped, progress)
+        index: {name: found[name] for name in (*_ROWS, *_PROPOSALS) if name in found}
+        for index, found in detect_photos(model, photos.paths, skipped, progress, proposals=True)
     }
 
 
 def _found_objects(
     photos: DetectionSet, found: dict[int, Detections], threshold: float
 ) -> dict[str, Tensor] | None:
-    parts = [found_objects(d, photos.objects[i], threshold) for i, d in found.items()]
+    rows = {i: {name: d[name] for name in _ROWS} for i, d in found.items()}
+    parts = [found_objects(d, photos.objects[i], threshold) for i, d in rows.items()]
     together = joined(parts)
     return together if len(together["labels"]) else None
 
