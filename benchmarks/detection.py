@@ -2,38 +2,47 @@
 
     python benchmarks/detection.py --sets natural5 --seeds 0      # 256 px, half an hour on a core
     python benchmarks/detection.py                                # both sets, 2 seeds
-    python benchmarks/detection.py --cost                         # a step with and without, paired
+    python benchmarks/detection.py --cost models/natural5-0/VOS   # a step with and without, paired
 
 The annotated validation photos are split in two by a fixed seed: one half calibrates, the other is
 measured. OOD sets are those of the data's own notes. Until VOS starts both methods are the same
 computation, so they share it: the run with VOS goes on from the other's checkpoint. Baselines (MSP,
 plain energy, Mahalanobis, kNN on box features) come from the same detector and the same boxes.
 Prints Markdown tables and writes `<output>/detection.json` after every run; a run already there is
-not repeated. `--models FOLDER` keeps the trained detectors.
+not repeated. `--models FOLDER` keeps the trained detectors, and measures those that it finds there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import shutil
 import tempfile
 import time
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, quantiles
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LambdaCallback
+from torch import Tensor
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.transforms.functional import pil_to_tensor
 
 import knownot
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.cli.allocator import keep_freed_memory
+from knownot.data.detection_folder import read_detection
+from knownot.data.photo import open_photo
 from knownot.evaluation.evaluate_detector import evaluate_detector
 from knownot.models.detector import UnknownAwareDetector
-from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.training.config import DetectionConfig
 from knownot.training.fit import Silent
 from knownot.training.run_folder import RunFolder
@@ -89,17 +98,19 @@ def measure(
     }
     runs = {}
     for method, config in configs.items():
-        started = time.monotonic()
-        if method == "CE":
-            train_detector(config, Branching(config, configs["VOS"], first_epoch))
-        else:
-            train_detector(config.model_copy(update={"resume": True}))
-        seconds = time.monotonic() - started
+        if not (config.output / "config.json").is_file():
+            if method == "CE":
+                train_detector(config, Branching(config, configs["VOS"], first_epoch))
+            else:
+                train_detector(config.model_copy(update={"resume": True}))
         model = knownot.load(config.output, device="auto")
         assert isinstance(model, UnknownAwareDetector)
-        summary = evaluate_detector(model, split, [data / ood for ood in OOD[name]]).summary
+        ood_sets = [data / ood for ood in OOD[name]]
+        summary = evaluate_detector(model, split, ood_sets, proposals=True).summary
         kept = {key: summary[key] for key in summary if key not in ("skipped", "problems")}
-        runs[method] = kept | {"seconds": seconds}
+        trained = json.loads((config.output / "training" / "metrics.json").read_text())
+        # Of VOS, the part after the branching.
+        runs[method] = kept | {"seconds": trained["seconds"]}
     return runs
 
 
@@ -141,99 +152,116 @@ def halve(source: Path, target: Path) -> Path:
     return target
 
 
-def cost(image_size: int, classes: int = 10, batch: int = 4, rounds: int = 15) -> dict[str, Any]:
-    """A training step and a detection with VOS and without, in turn, on the same photos."""
-    torch.manual_seed(0)
-    settings = FasterRCNNSettings(image_size=image_size)
-    names = [str(i) for i in range(classes)]
-    model = UnknownAwareDetector(FasterRCNNRegions(classes, settings, "pypi"), names)
-    images = [torch.rand(3, image_size, image_size) for _ in range(batch)]
-    sides = torch.tensor([0.1, 0.1, 0.6, 0.7]) * image_size
-    targets = [{"boxes": sides[None], "labels": torch.tensor([i % classes])} for i in range(batch)]
-    model.fit_scores(torch.randn(1000, settings.feature_dim), torch.arange(1000) % classes)
-    floats = [image.float() for image in images]
+def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 30) -> dict[str, Any]:
+    """A training step and a detection with VOS and without, in turn, on the same photos.
 
-    def with_vos() -> None:
-        sum(model.losses(images, targets).values()).backward()
+    "Without" is torchvision's own Faster R-CNN around the same weights.
+    """
+    model = knownot.load(folder)
+    assert isinstance(model, UnknownAwareDetector)
+    photos = read_detection(data, model.classes)
+    plain = plain_torchvision(model.regions.model)
+    steps = []
+    for first in range(0, batch * rounds, batch):
+        rows = [(first + i) % len(photos) for i in range(batch)]
+        pixels = [pil_to_tensor(open_photo(photos.paths[row])) for row in rows]
+        objects = [photos.objects[row] for row in rows]
+        steps.append((pixels, [{"boxes": o.boxes, "labels": o.labels} for o in objects]))
 
-    def without() -> None:
-        losses, _ = model.regions.losses(floats, targets)
-        sum(losses.values()).backward()
+    def with_vos(pixels: list[Tensor], targets: Any) -> None:
+        torch.stack(list(model.losses(pixels, targets).values())).sum().backward()
 
-    def detect_with() -> None:
-        model(images)
+    def without(pixels: list[Tensor], targets: Any) -> None:
+        shifted = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+        losses = plain.train()([p / 255 for p in pixels], shifted)
+        torch.stack(list(losses.values())).sum().backward()
+
+    def detect_with(pixels: list[Tensor], _: Any) -> None:
+        model(pixels)
 
     @torch.no_grad()
-    def detect_without() -> None:
-        model.regions.model.eval()(floats)
+    def detect_without(pixels: list[Tensor], _: Any) -> None:
+        plain.eval()([p / 255 for p in pixels])
 
-    pairs = {"training step": (with_vos, without), "detection": (detect_with, detect_without)}
     results = {}
+    pairs = {"training step": (with_vos, without), "detection": (detect_with, detect_without)}
     for title, pair in pairs.items():
         seconds: list[list[float]] = [[], []]
-        for i in range(2 * (rounds + 2)):
+        for i, step in enumerate([*steps[:2], *steps]):  # two to warm up
             # The order within a pair alternates: whoever comes second finds a warmer machine.
             for which in ((0, 1), (1, 0))[i % 2]:
+                torch.manual_seed(i)  # the same proposals are sampled
                 started = time.perf_counter()
-                pair[which]()
+                pair[which](*step)
                 seconds[which].append(time.perf_counter() - started)
-        ratios = [a / b for a, b in zip(*(s[4:] for s in seconds), strict=True)]
+        ratios = [a / b for a, b in zip(*(s[2:] for s in seconds), strict=True)]
         results[title] = {
-            "with_vos_s": median(seconds[0][4:]),
-            "without_s": median(seconds[1][4:]),
+            "with_vos_s": median(seconds[0][2:]),
+            "without_s": median(seconds[1][2:]),
             "ratio": median(ratios),
+            "ratio_quartiles": quantiles(ratios),
+            "pairs": len(ratios),
         }
     return results
+
+
+def plain_torchvision(model: FasterRCNN) -> FasterRCNN:
+    """The same modules, in torchvision's own classes."""
+    plain = copy.copy(model)
+    plain._modules = dict(model._modules)
+    for name, kind in (("rpn", RegionProposalNetwork), ("roi_heads", RoIHeads)):
+        part = kind.__new__(kind)
+        part.__dict__ = getattr(model, name).__dict__.copy()
+        plain._modules[name] = part
+    return plain
 
 
 def report(results: dict[str, Any]) -> None:
     """Markdown tables: mAP and flagged boxes, FPR95 of every score, open-set measures."""
     print(f"\nsettings {results['settings']}, {results['machine']}")
-    runs = list(results["runs"].values())
-    for name in dict.fromkeys(run["set"] for run in runs):
-        by = {m: [r for r in runs if (r["set"], r["method"]) == (name, m)] for m in METHODS}
+    for name in OOD:
+        runs = [run for run in results["runs"].values() if run["set"] == name]
+        by = {m: [run for run in runs if run["method"] == m] for m in METHODS}
         by = {method: of_method for method, of_method in by.items() if of_method}
-        print(
-            f"\n### {name}\n\n| | "
-            + " | ".join(f"{m} ({len(r)} seeds)" for m, r in by.items())
-            + " |"
-        )
-        print("|---|" + "---|" * len(by))
-        for title, key in (("mAP", "map"), ("mAP, IoU .5", "map_50"), ("flagged ID", "flagged_id")):
-            cells = [spread(100 * r[key] for r in of_method) for of_method in by.values()]
-            print(f"| {title}, % | " + " | ".join(cells) + " |")
-        for ood in OOD[name]:
-            for score in SCORES:
-                cells = [
-                    spread(100 * r["ood"][ood]["scores"][score]["fpr95"] for r in of_method)
-                    for of_method in by.values()
-                ]
-                print(f"| FPR95, {ood}, {score}, % | " + " | ".join(cells) + " |")
-            for title, key in (
-                ("unknown recall", "unknown_recall"),
-                ("AP of unknown", "unknown_ap"),
-            ):
-                cells = [
-                    spread(100 * (r["ood"][ood]["open_set"][key] or 0.0) for r in of_method)
-                    for of_method in by.values()
-                ]
-                print(f"| {title}, {ood}, % | " + " | ".join(cells) + " |")
-            cells = [
-                f"{mean(r['ood'][ood]['open_set']['aose'] for r in of_method):.0f}"
-                for of_method in by.values()
-            ]
-            print(f"| AOSE, {ood} | " + " | ".join(cells) + " |")
+        if by:
+            print(f"\n### {name}\n")
+            print("| |", " | ".join(f"{m} ({len(r)} seeds)" for m, r in by.items()), "|")
+            print("|---|" + "---|" * len(by))
+            report_set(name, list(by.values()))
+
+
+def report_set(name: str, columns: list[list[dict[str, Any]]]) -> None:
+    """The rows of a set's table: a column holds the runs of a method."""
+
+    def row(title: str, *keys: str) -> None:
+        values = [[reduce(getitem, keys, run) or 0.0 for run in column] for column in columns]
+        print(f"| {title}, % | " + " | ".join(spread(100 * v for v in vs) for vs in values) + " |")
+
+    row("mAP", "map")
+    row("mAP, IoU .5", "map_50")
+    row("flagged ID boxes", "flagged_id")
+    row("ID photos with a proposal", "photos_with_proposals")
+    for ood in OOD[name]:
+        for score in SCORES:
+            row(f"FPR95, {ood}, {score}", "ood", ood, "scores", score, "fpr95")
+        for title, key in (("unknown recall", "unknown_recall"), ("AP of unknown", "unknown_ap")):
+            row(f"{title}, {ood}", "ood", ood, "open_set", key)
+            row(f"{title}, proposals, {ood}", "ood", ood, "open_set_with_proposals", key)
+        aose = [mean(run["ood"][ood]["open_set"]["aose"] for run in column) for column in columns]
+        print(f"| AOSE, {ood} | " + " | ".join(f"{value:.0f}" for value in aose) + " |")
 
 
 def report_cost(options: argparse.Namespace) -> None:
     """Measure the cost, print it as a Markdown table, write `<output>/detection_cost.json`."""
-    rows = cost(options.image_size)
+    rows = cost(options.cost, options.data / "detection" / "natural5")
     file = options.output / "detection_cost.json"
     file.write_text(json.dumps({"machine": machine(), **rows}, indent=1) + "\n")
-    print("| | with VOS, s | without, s | ratio |\n|---|---|---|---|")
+    print("| | with VOS, s | without, s | ratio | quartiles |\n|---|---|---|---|---|")
     for title, row in rows.items():
+        low, _, high = row["ratio_quartiles"]
         print(
-            f"| {title} | {row['with_vos_s']:.3f} | {row['without_s']:.3f} | {row['ratio']:.3f} |"
+            f"| {title} | {row['with_vos_s']:.3f} | {row['without_s']:.3f} | {row['ratio']:.3f} "
+            f"| {low:.3f} to {high:.3f} |"
         )
     print(f"\nall numbers: {file}")
 
@@ -245,7 +273,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=int, help="9 for natural5, 6 for fod_a")
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--cost", action="store_true", help="measure the cost alone")
+    parser.add_argument("--cost", type=Path, metavar="MODEL", help="cost alone, of this detector")
     parser.add_argument("--models", type=Path, help="keep the detectors in this folder")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
