@@ -24,18 +24,22 @@ from knownot.core.gaussians import (
 )
 from knownot.core.outliers import sample_virtual_outliers
 from knownot.core.phi import PhiName, make_phi
+from knownot.core.ranks import gather_rows, shared_seed, world_size
 
 # softplus of this is 1: the weighted energy starts as the plain one.
 _INITIAL_RAW_WEIGHT = 0.5413248546129181
 
 
-def uncertainty_loss(phi: Tensor, is_id: Tensor, weights: Tensor | None = None) -> Tensor:
+def uncertainty_loss(
+    phi: Tensor, is_id: Tensor, weights: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy of phi(-E): in-distribution rows are class 1, virtual outliers class 0.
 
     Args:
         phi: phi(-E) of in-distribution rows and virtual outliers (M,).
         is_id: 1 for the former, 0 for the latter (M,), dtype of `phi`.
         weights: Weight of each row (M,), 1 if not given.
+        total: What the weighted sum is divided by, the sum of the weights if not given.
 
     Returns:
         Weighted mean over all rows, scalar; 0 if all weights are 0.
@@ -45,7 +49,8 @@ def uncertainty_loss(phi: Tensor, is_id: Tensor, weights: Tensor | None = None) 
     """
     if weights is None:
         weights = torch.ones_like(phi)
-    share = weights / weights.sum().clamp(min=1e-12)
+    total = weights.sum() if total is None else total
+    share = weights / total.clamp(min=1e-12)
     return F.binary_cross_entropy_with_logits(phi, is_id, share, reduction="sum")
 
 
@@ -56,6 +61,10 @@ class VirtualOutlierLoss(nn.Module):
     outliers from the tails of their class Gaussians, sends them through `head` and returns
     `weight` times the uncertainty loss; gradients reach the head through both terms and whatever
     made the features through the logits.
+
+    Under `torch.distributed` the ranks exchange the features of each step, so that loss, gradients
+    (averaged over the ranks, as `DistributedDataParallel` does) and Gaussians are those of one
+    process with the joint batch. Every rank must then call the module in every training step.
 
     The module refers to `head` without owning it: `parameters()` are the energy weights and phi
     alone. Give them to an optimiser group of their own, without weight decay.
@@ -81,7 +90,9 @@ class VirtualOutlierLoss(nn.Module):
             covariance uses the features of all classes.
         background_index: Column of the logits that takes no part in the energy (a detector's
             background class), or None.
-        generator: Source of randomness for the outliers, on the device of the features.
+        generator: Source of randomness for the outliers, on the device of the features; several
+            ranks need the same seed. By default torch's own, and for several ranks one that they
+            agree on.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -154,6 +165,7 @@ class VirtualOutlierLoss(nn.Module):
         self.background_index = background_index
         self.generator = generator
         self.steps = 0
+        self._shared_seed: int | None = None
         self.gaussians: ClassGaussians = gaussians
         self.tail = ChiSquareTail(feature_dim)
         self.phi = make_phi(phi)
@@ -234,21 +246,40 @@ class VirtualOutlierLoss(nn.Module):
             Scalar loss, float32 or float64; 0 before `start_step`, without a ready class, and
             for an empty batch. In evaluation mode nothing is remembered.
         """
+        ranks, joint_labels = 1, labels
         if self.training:
-            self.gaussians.update(features, labels)
+            ranks = world_size()
+            rows, joint_labels = gather_rows(features, labels)
+            self.gaussians.update(rows, joint_labels)
             self.steps += 1
             if self.steps <= self.start_step:
                 return logits.new_zeros((), dtype=torch.float32)
-        outliers = self.sample_outliers().to(features.dtype)
+        outliers = self.sample_outliers(self._generator(ranks, features)).to(features.dtype)
         outlier_logits = self._head[0](outliers)
         phi = self.phi(self._negative_energy(torch.cat([logits, outlier_logits])))
         ready = self.ready()
-        in_range = labels == labels.clamp(0, self.num_classes - 1)
-        takes_part = torch.cat([in_range, ready.repeat_interleave(self.outliers_per_class)])
+        ready_outliers = ready.repeat_interleave(self.outliers_per_class)
+        takes_part = torch.cat([self._in_range(labels), ready_outliers])
         weights = (takes_part & ready.any()).to(phi.dtype)
         is_id = torch.ones_like(weights)
         is_id[len(logits) :] = 0
-        return self.weight * uncertainty_loss(phi, is_id, weights)
+        if ranks == 1:
+            return self.weight * uncertainty_loss(phi, is_id, weights)
+        # The mean over the ranks is that over the joint batch and the outliers, which all share.
+        total = self._in_range(joint_labels).sum() + ready_outliers.sum()
+        weights[len(logits) :] /= ranks
+        return self.weight * ranks * uncertainty_loss(phi, is_id, weights, total)
+
+    def _in_range(self, labels: Tensor) -> Tensor:
+        return labels == labels.clamp(0, self.num_classes - 1)
+
+    def _generator(self, ranks: int, features: Tensor) -> torch.Generator | None:
+        if self.generator is not None or ranks == 1:
+            return self.generator
+        if self._shared_seed is None:
+            self._shared_seed = shared_seed(features.device)
+        # Anew from the step, so that a resumed run draws what an uninterrupted one draws.
+        return torch.Generator(features.device).manual_seed(self._shared_seed + self.steps)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)
