@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 from knownot.core import metrics
 
@@ -100,6 +100,16 @@ def test_step_rule_is_average_precision(known, unknown) -> None:
     expected = average_precision_score(is_ood, known + unknown)
     ours = metrics.aupr_out(torch.tensor(known), torch.tensor(unknown), rule="step")
     assert ours == pytest.approx(expected)
+
+
+@given(known=scores, unknown=scores)
+def test_trapezoid_rule_is_the_area_under_scikit_learns_curve(known, unknown) -> None:
+    is_ood = np.array([0] * len(known) + [1] * len(unknown))
+    both = np.array(known + unknown)
+    for ours, positive, sign in ((metrics.aupr_out, is_ood, 1), (metrics.aupr_in, 1 - is_ood, -1)):
+        precision, recall, _ = precision_recall_curve(positive, sign * both)
+        expected = auc(recall, precision)
+        assert ours(torch.tensor(known), torch.tensor(unknown)) == pytest.approx(expected)
 
 
 @given(known=scores, unknown=scores, power=st.integers(-20, 20), shift=st.integers(-5, 5))

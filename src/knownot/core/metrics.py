@@ -8,13 +8,10 @@ the positive class; VOS, energy and most papers) and `fpr95_ood_positive` (OpenO
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> float:
@@ -77,10 +74,11 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
         >>> auroc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
         0.875
     """
-    from sklearn.metrics import roc_auc_score
-
-    is_ood, scores = _labelled(id_scores, ood_scores)
-    return float(roc_auc_score(is_ood, scores))
+    id_scores, ood_scores = _sorted(id_scores, ood_scores)
+    below = torch.searchsorted(id_scores, ood_scores)
+    not_above = torch.searchsorted(id_scores, ood_scores, right=True)
+    pairs = 2 * len(id_scores) * len(ood_scores)
+    return int(below.sum() + not_above.sum()) / pairs
 
 
 def aupr_out(
@@ -94,15 +92,15 @@ def aupr_out(
         rule: "trapezoid" joins the points of the curve by lines (OpenOOD, pytorch-ood); "step" is
             scikit-learn's average precision (the VOS authors' code), never above it.
     """
-    return _aupr(*_labelled(id_scores, ood_scores), rule)
+    return _aupr(*_sorted(id_scores, ood_scores), rule)
 
 
 def aupr_in(
     id_scores: Tensor, ood_scores: Tensor, rule: Literal["trapezoid", "step"] = "trapezoid"
 ) -> float:
     """Area under the precision-recall curve with ID as the positive class; see `aupr_out`."""
-    is_ood, scores = _labelled(id_scores, ood_scores)
-    return _aupr(~is_ood, -scores, rule)
+    id_scores, ood_scores = _sorted(id_scores, ood_scores)
+    return _aupr(-ood_scores.flip(0), -id_scores.flip(0), rule)
 
 
 def oscr(id_scores: Tensor, id_correct: Tensor, ood_scores: Tensor) -> float:
@@ -138,7 +136,7 @@ def _rank_reaching(scores: Tensor, fraction: float) -> Tensor:
     n = len(scores)
     # 1e-9: 0.07 * 100 is 7.000000000000001 in floating point and would round up to 8.
     rank = max(1, math.ceil(fraction * n - 1e-9))
-    return scores.sort().values[rank - 1]
+    return scores.kthvalue(rank).values
 
 
 def _checked(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,23 +153,39 @@ def _checked(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
     return checked[0], checked[1]
 
 
-def _labelled(id_scores: Tensor, ood_scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    import numpy as np
-
+def _sorted(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
     id_scores, ood_scores = _checked(id_scores, ood_scores)
-    scores = torch.cat([id_scores.cpu().double(), ood_scores.cpu().double()]).numpy()
-    # scikit-learn takes no infinities; the largest float keeps their order.
-    scores = np.nan_to_num(scores)
-    is_ood = np.arange(len(scores)) >= len(id_scores)
-    return is_ood, scores
+    dtype = torch.promote_types(id_scores.dtype, ood_scores.dtype)
+    if dtype not in (torch.float32, torch.float64):
+        dtype = torch.float64
+    return _sort(id_scores.to(dtype)), _sort(ood_scores.to(dtype))
 
 
-def _aupr(positive: np.ndarray, scores: np.ndarray, rule: str) -> float:
-    from sklearn.metrics import auc, average_precision_score, precision_recall_curve
+def _sort(scores: Tensor) -> Tensor:
+    if scores.device.type != "cpu":
+        return scores.sort().values
+    import numpy as np  # ten times as fast as torch where the processor has AVX-512
 
-    if rule == "step":
-        return float(average_precision_score(positive, scores))
-    if rule != "trapezoid":
+    return torch.from_numpy(np.sort(scores.numpy()))
+
+
+def _aupr(negatives: Tensor, positives: Tensor, rule: str) -> float:
+    """Area under the precision-recall curve of sorted scores, positives larger.
+
+    Recall grows at the scores of positives alone. From one of them to the next lower one the curve
+    leads from the precision just above it, with all negatives in between accepted, to its own.
+    """
+    if rule not in ("trapezoid", "step"):
         raise ValueError(f'rule: expected "trapezoid" or "step", got {rule!r}')
-    precision, recall, _ = precision_recall_curve(positive, scores)
-    return float(auc(recall, precision))
+    thresholds, number = torch.unique_consecutive(positives, return_counts=True)
+    true_above = len(positives) - number.cumsum(0)
+    false_above = len(negatives) - torch.searchsorted(negatives, thresholds, right=True)
+    true = true_above + number
+    false = len(negatives) - torch.searchsorted(negatives, thresholds)
+    precision = true / (true + false).double()
+    if rule == "trapezoid":
+        # Where nothing is accepted yet, the curve starts at precision 1.
+        accepted = true_above + false_above
+        above = torch.where(accepted > 0, true_above / accepted.double(), 1.0)
+        precision = (precision + above) / 2
+    return float((number * precision).sum() / len(positives))
