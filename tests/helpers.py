@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,20 @@ def tiny_model(classwise: bool = False, seed: int = 0, **vos) -> UnknownAwareCla
         held = torch.cat([pixels(60, c, 5000 + 1000 * k) for k, c in enumerate(COLOURS.values())])
         model.calibrate(model.backbone_features(held), classwise)
     return model
+
+
+def write_video(
+    path: Path, images: Sequence[Image.Image], *, rate: int = 10, codec: str = "libx264"
+) -> Path:
+    """A video of pictures of one size; the index of an mp4 comes first, as in a download."""
+    import av
+
+    container = path.suffix.removeprefix(".").replace("mkv", "matroska")
+    with av.open(str(path), "w", format=container, options={"movflags": "faststart"}) as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.width, stream.height = images[0].size
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            file.mux(stream.encode(av.VideoFrame.from_image(image)))
+        file.mux(stream.encode(None))
+    return path

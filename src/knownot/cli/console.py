@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,10 @@ def _finite(data: Any) -> Any:
 
 
 @contextmanager
-def photo_progress(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Progress bars with time left, one for each set of photos, on standard error."""
+def photo_progress(
+    quiet: bool = False,
+) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
+    """Progress bars with time left, one for each set of photos or video, on standard error."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -61,9 +64,11 @@ def photo_progress(quiet: bool = False) -> Iterator[Callable[[str, int], Callabl
         TimeRemainingColumn(),
         console=stderr(),
         disable=quiet,
+        # It would take results that go to a file to standard error, too.
+        redirect_stdout=sys.stdout.isatty(),
     ) as progress:
 
-        def begin(name: str, total: int) -> Callable[[int], None]:
+        def begin(name: str, total: int | None) -> Callable[[int], None]:
             task = progress.add_task(name, total=total)
             return lambda done: progress.advance(task, done)
 

@@ -91,7 +91,7 @@ def evaluate(
             from knownot.evaluation.evaluate import evaluate as run
 
             if proposals:
-                raise ConfigError(f"{model}: is a classifier; --proposals is for detectors")
+                raise ConfigError("--proposals: is one of detectors, and the model is a classifier")
             report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
     path = report.save(output or model.parent / f"{model.resolve().name}-evaluation")
     if json_output:

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
-import sys
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knownot.cli.console import photo_progress, stderr, stdout
+from knownot.cli.answers import Cells, CocoList, Format, Lines, Screen, Writer, output_file
+from knownot.cli.console import photo_progress, stderr
 from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from knownot.models.prediction import DetectionPrediction, Prediction
-
-    Answer = Prediction | DetectionPrediction
-
-
-class Format(StrEnum):
-    """How answers are written."""
-
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
+    from knownot.evaluation.coco_results import CocoIds
+    from knownot.evaluation.predict_video import Answer, Model, Progress
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
-    photos: Annotated[list[str], typer.Argument(help="Files, folders or globs ('new/*.jpg').")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Photos: files, folders or globs ('new/*.jpg'). Videos: files or globs "
+            "('new/*.mp4'; also .mov, .avi, .mkv, .webm)."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -42,12 +37,24 @@ def predict(
     ] = None,
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="(default: by the file's ending, else table)"),
+        typer.Option(
+            "--format",
+            help="(default: by the file's ending, else table) coco: results json of a detector, "
+            "needs -o.",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            help="COCO json that gives the ids of --format coco, by file name; photos that it does "
+            "not have are left out. (default: 1, 2, ..., told in <output>.images.json)"
+        ),
     ] = None,
     save_images: Annotated[
         Path | None,
-        typer.Option(help="Folder for annotated copies of the photos."),
+        typer.Option(help="Folder for annotated copies of the photos and videos."),
     ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Every how many frames of a video.")] = 1,
     score: Annotated[
         str | None,
         typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)"),
@@ -55,6 +62,15 @@ def predict(
     alpha: Annotated[
         float | None,
         typer.Option(help="Share of known photos called unknown. (default: the model's)"),
+    ] = None,
+    box_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least score of a detector's box. (default: the model's; with --format coco 0, "
+            "since mAP is over all boxes)",
+        ),
     ] = None,
     proposals: Annotated[
         bool, typer.Option(help="Detectors: also show objects that no known class claims.")
@@ -69,37 +85,144 @@ def predict(
 
     [bold]knownot predict model/ 'new/*.jpg' -o answers.csv[/]
 
-    Photos that cannot be read are listed with their error; the exit code is then 1.
+    [bold]knownot predict detector/ street.mp4 --every 5 --save-images seen/[/]
+
+    [bold]knownot predict detector/ photos/ --format coco -o results.json[/]
+
+    A video has an answer for each frame: boxes, or the label of a classifier.
+
+    In COCO results unknown boxes have a category of their own (docs/detection.md).
+
+    Photos and videos that cannot be read are listed with their error; the exit code is then 1.
     """
-    from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.model_folder import load
 
     if json_output:
         form = Format.jsonl
     form = form or _by_ending(output)
-    if form is Format.table and output is not None:
-        raise DataError(f"{output}: a table is for the screen; use --format jsonl or csv")
+    _check_options(form, output, annotations)
     paths = _expand(photos)
+    videos = [path for path in paths if _is_video(path)]
+    if videos:
+        from knownot.data.video import require_av
+
+        require_av()
     loaded = load(model, device=device)
-    predict_iter = loaded.predict_iter
-    if proposals:
-        if isinstance(loaded, UnknownAwareClassifier):
-            raise ConfigError(f"{model}: is a classifier; --proposals is for detectors")
-        predict_iter = partial(loaded.predict_iter, proposals=True)
-    answers = []
-    with photo_progress(form is not Format.table and output is None) as begin:
-        advance = begin("photos", len(paths))
-        for answer in predict_iter(paths, alpha=alpha, score=score):
-            answers.append(answer)
-            advance(1)
-            if save_images is not None and answer.error is None:
-                _save_image(answer, loaded.classes, save_images)
-    _write(answers, form, output)
-    failed = [answer for answer in answers if answer.error]
-    for answer in failed[:5]:
-        stderr().print(f"[yellow]skipped[/] {answer.error}", soft_wrap=True)
+    settings = _settings(loaded, form, score, alpha, box_threshold, proposals)
+    ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
+    if ids is not None:
+        paths = [path for path in dict.fromkeys(paths) if str(path) in ids.images]
+    failed: list[str] = []
+    with ExitStack() as stack:
+        writer = _writer(stack, form, output, bool(videos), ids)
+        begin = stack.enter_context(photo_progress(form is not Format.table and output is None))
+        for answer in _answers(loaded, paths, every, save_images, begin, settings):
+            writer.write(answer)
+            if answer.error:
+                failed.append(answer.error)
+        writer.end()
+    for error in failed[:5]:
+        stderr().print(f"[yellow]skipped[/] {error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_options(form: Format, output: Path | None, annotations: Path | None) -> None:
+    if form is Format.table and output is not None:
+        raise DataError(f"{output}: a table is for the screen; use --format jsonl, csv or coco")
+    if form is Format.coco and output is None:
+        raise ConfigError("--format coco: needs a file to write; add -o results.json")
+    if form is not Format.coco and annotations is not None:
+        raise ConfigError("--annotations: gives the ids of --format coco; add that")
+
+
+def _settings(
+    model: Model,
+    form: Format,
+    score: str | None,
+    alpha: float | None,
+    box_threshold: float | None,
+    proposals: bool,
+) -> dict[str, Any]:
+    """What the model's `predict_iter` is called with."""
+    from knownot.models.detector import UnknownAwareDetector
+
+    settings: dict[str, Any] = {"score": score, "alpha": alpha}
+    if isinstance(model, UnknownAwareDetector):
+        if box_threshold is None and form is Format.coco:
+            box_threshold = 0.0
+        return {**settings, "box_threshold": box_threshold, "proposals": proposals}
+    if form is Format.coco:
+        raise ConfigError("--format coco: holds boxes, and the model is a classifier; use jsonl")
+    if box_threshold is not None:
+        raise ConfigError("--box-threshold: is one of detectors, and the model is a classifier")
+    if proposals:
+        raise ConfigError("--proposals: is one of detectors, and the model is a classifier")
+    return settings
+
+
+def _coco_ids(paths: list[Path], annotations: Path | None, model: Model) -> CocoIds:
+    """Ids of the photos; tells those that are left out."""
+    from knownot.evaluation.coco_results import ids_of, numbered
+
+    for video in filter(_is_video, paths):
+        raise DataError(f"{video}: --format coco is for photos; use --format jsonl for videos")
+    if annotations is None:
+        return numbered(paths, model.classes)
+    ids = ids_of(annotations, paths, model.classes)
+    if ids.left_out:
+        shown = ", ".join(str(path) for path in ids.left_out[:3])
+        more = ", ..." if len(ids.left_out) > 3 else ""
+        stderr().print(
+            f"[yellow]left out[/] {len(ids.left_out)} photos that {annotations} does not have: "
+            f"{shown}{more}",
+            soft_wrap=True,
+        )
+    for note in ids.notes:
+        stderr().print(f"[yellow]note[/] {note}", soft_wrap=True)
+    return ids
+
+
+def _writer(
+    stack: ExitStack, form: Format, output: Path | None, videos: bool, ids: CocoIds | None
+) -> Writer:
+    """What takes the answers; its files are closed with the stack."""
+    if form is Format.table:
+        return Screen(videos)
+    if ids is not None and output is not None:
+        companion = None
+        if ids.source is None:
+            companion = stack.enter_context(output_file(output.with_suffix(".images.json")))
+        return CocoList(stack.enter_context(output_file(output)), ids, companion)
+    file = stack.enter_context(output_file(output))
+    return Lines(file) if form is Format.jsonl else Cells(file, videos)
+
+
+def _answers(
+    model: Model,
+    paths: list[Path],
+    every: int,
+    save_to: Path | None,
+    begin: Progress,
+    settings: dict[str, Any],
+) -> Iterator[Answer]:
+    """Answers in the order of the paths, for photos and for the frames of videos."""
+    from knownot.evaluation.predict_video import predict_video
+
+    for are_videos, group in groupby(paths, _is_video):
+        if are_videos:
+            for path in group:
+                yield from predict_video(
+                    model, path, every=every, save_to=save_to, progress=begin, **settings
+                )
+            continue
+        photos = list(group)
+        advance = begin("photos", len(photos))
+        for answer in model.predict_iter(photos, **settings):
+            if save_to is not None and answer.error is None:
+                _save_image(answer, model.classes, save_to)
+            yield answer
+            advance(1)
 
 
 def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
@@ -112,6 +235,12 @@ def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
         save_drawn(answer, classes, folder)
 
 
+def _is_video(path: Path) -> bool:
+    from knownot.data.video import is_video_name
+
+    return is_video_name(path)
+
+
 def _expand(patterns: Iterable[str]) -> list[Path]:
     from knownot.data.photo import is_photo_name
 
@@ -119,18 +248,33 @@ def _expand(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            from knownot.data.image_folder import list_photos
-
-            paths += list_photos(path)
+            paths += _photos_in(path)
         elif path.exists():
             paths.append(path)
         else:
+            # '*' is for photos; videos, which take long, are meant by '*.mp4' alone.
+            wanted = _is_video if _is_video(path) else is_photo_name
             found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-            matches = [p for p in found if p.is_file() and is_photo_name(p)]
+            matches = [p for p in found if p.is_file() and wanted(p)]
             if not matches:
-                raise DataError(f"{pattern}: no such file or folder, and no photo matches it")
+                raise DataError(
+                    f"{pattern}: no such file or folder, and no photo or video matches it"
+                )
             paths += matches
     return paths
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    from knownot.data.image_folder import list_photos
+
+    try:
+        return list_photos(folder)
+    except DataError as error:
+        video = next(filter(_is_video, sorted(folder.iterdir())), None)
+        if video is None:
+            raise
+        pattern = folder / f"*{video.suffix}"
+        raise DataError(f"{error}; for its videos write '{pattern}'") from None
 
 
 def _by_ending(output: Path | None) -> Format:
@@ -140,82 +284,3 @@ def _by_ending(output: Path | None) -> Format:
     if output.suffix not in endings:
         raise DataError(f"{output}: expected a name ending in .jsonl or .csv, or add --format")
     return endings[output.suffix]
-
-
-def _write(answers: Sequence[Answer], form: Format, output: Path | None) -> None:
-    if form is Format.table:
-        _print_table(answers)
-        return
-    if output is None:
-        _write_rows(answers, form, sys.stdout)
-        return
-    temporary = output.with_name(f".{output.name}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            _write_rows(answers, form, file)
-        temporary.replace(output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{output}: cannot be written ({error.strerror})") from None
-
-
-def _write_rows(answers: Sequence[Answer], form: Format, file: TextIO) -> None:
-    rows: list[dict[str, Any]] = [answer.to_dict() for answer in answers]
-    if form is Format.csv:
-        flat = [{k: v for k, v in row.items() if k != "scores"} for row in _csv_rows(rows)]
-        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-        return
-    for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _csv_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a photo, or one row a box; a photo without boxes has one with empty cells."""
-    if not rows or "boxes" not in rows[0]:
-        return rows
-    empty = dict.fromkeys(_BOX_CELLS)
-    flat = []
-    for row in rows:
-        photo = {"path": row["path"], "error": row["error"]}
-        for box in row["boxes"] or [{**empty, "box": (None,) * 4}]:
-            corners = dict(zip(("x1", "y1", "x2", "y2"), box["box"], strict=True))
-            flat.append({**photo, **corners, **{key: box[key] for key in _BOX_CELLS}})
-    return flat
-
-
-_BOX_CELLS = ("label", "is_unknown", "ood_score", "p_value", "nearest_class", "confidence")
-
-
-def _print_table(answers: Sequence[Answer]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from knownot.models.prediction import Prediction
-
-    table = Table()
-    for heading in ("photo", "label", "ood_score", "p-value", "nearest class"):
-        table.add_column(
-            heading, justify="right" if heading in ("ood_score", "p-value") else "left"
-        )
-    rows = 0
-    unknown = 0
-    for answer in answers:
-        name = escape(answer.path or "")
-        if answer.error:
-            table.add_row(name, "[yellow]not readable[/]")
-            continue
-        found = [answer] if isinstance(answer, Prediction) else answer.boxes
-        if not found:
-            table.add_row(name, "[dim]nothing found[/]")
-        for row in found:
-            label = "[bold red]unknown[/]" if row.is_unknown else escape(row.label)
-            nearest = f"{escape(row.nearest_class or '–')} {row.confidence:.0%}"
-            table.add_row(name, label, f"{row.ood_score:.3f}", f"{row.p_value:.3f}", nearest)
-            rows += 1
-            unknown += row.is_unknown
-    stdout().print(table)
-    boxes = "" if not answers or isinstance(answers[0], Prediction) else f", {rows} boxes"
-    stdout().print(f"{len(answers)} photos{boxes}, {unknown} unknown")

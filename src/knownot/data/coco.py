@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,43 @@ def read_coco(
     return detection_set(kept, list(dict.fromkeys(categories.values())), classes, path, problems)
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
+@dataclass(frozen=True)
+class CocoNames:
+    """What the ids of a COCO file stand for.
+
+    Attributes:
+        images: Id and file name of each image, in order.
+        categories: Smallest id of each category, by name.
+        last_category: Largest id of a category; 0 if there is none.
+    """
+
+    images: list[tuple[Any, str]]
+    categories: dict[str, int]
+    last_category: int
+
+
+def read_coco_names(annotations: str | Path) -> CocoNames:
+    """Read the ids of a COCO file; the photos are not looked at, and boxes need not be there.
+
+    Raises:
+        DataError: If the file cannot be read or is no COCO file.
+    """
+    path = Path(annotations)
+    content = _load(path, ("images", "categories"))
+    names = _category_names(content["categories"], path)
+    categories: dict[str, int] = {}
+    for number, name in names.items():
+        categories.setdefault(name, number)
+    images = [
+        (_key(entry.get("id")), entry.get("file_name"))
+        for entry in content["images"]
+        if isinstance(entry, dict)
+    ]
+    named = [(number, str(name)) for number, name in images if number is not None and name]
+    return CocoNames(named, categories, max(names, default=0))
+
+
+def _load(path: Path, keys: Sequence[str] = _KEYS) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -81,7 +118,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path}: is not valid JSON ({error}); {_EXPECTED}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; {_EXPECTED}")
-    missing = [key for key in _KEYS if not isinstance(content.get(key), list)]
+    missing = [key for key in keys if not isinstance(content.get(key), list)]
     if missing:
         raise DataError(f"{path}: has no list of {', '.join(missing)}; {_EXPECTED}")
     return content

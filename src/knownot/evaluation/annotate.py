@@ -1,4 +1,4 @@
-"""Copies of photos with the answer written below them."""
+"""Copies of photos, and frames of videos, with the answer written or drawn in."""
 
 from __future__ import annotations
 
@@ -29,16 +29,10 @@ def save_annotated(prediction: Prediction, folder: Path) -> Path:
     assert prediction.path is not None
     image = open_photo(prediction.path)
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    size = max(14, image.width // 24)
-    text = f"{prediction.label}  p = {prediction.p_value:.3f}  score = {prediction.ood_score:.2f}"
-    font = ImageFont.load_default(size)
-    width = max(image.width, int(font.getlength(text)) + size)
-    canvas = Image.new("RGB", (width, image.height + 2 * size), "white")
+    strip = _strip(prediction, image.width)
+    canvas = Image.new("RGB", (strip.width, image.height + strip.height), "white")
     canvas.paste(image, (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    colour = _UNKNOWN if prediction.is_unknown else _KNOWN
-    draw.rectangle((0, image.height, width, canvas.height), fill=colour)
-    draw.text((size // 2, image.height + size // 3), text, fill="white", font=font)
+    canvas.paste(strip, (0, image.height))
     return _write(canvas, prediction.path, folder)
 
 
@@ -63,7 +57,30 @@ def save_drawn(prediction: DetectionPrediction, classes: Sequence[str], folder: 
 def drawn(prediction: DetectionPrediction, classes: Sequence[str]) -> Image.Image:
     """The photo of an answer with its boxes drawn."""
     assert prediction.path is not None
-    boxes = [
+    boxes = _drawn_boxes(prediction, classes)
+    return draw_boxes(open_photo(prediction.path), boxes, least_side=_LEAST_SIDE)
+
+
+def annotated_frame(
+    image: Image.Image, answer: Prediction | DetectionPrediction, classes: Sequence[str]
+) -> Image.Image:
+    """A frame of a video with its answer, in the frame's own size.
+
+    Args:
+        image: The frame, RGB.
+        answer: Answer for it: boxes, drawn as in photos, or a label, on a strip over its bottom.
+        classes: The model's class names, which pick the colours of boxes.
+    """
+    if isinstance(answer, DetectionPrediction):
+        return draw_boxes(image, _drawn_boxes(answer, classes), most_side=max(image.size))
+    canvas = image.copy()
+    strip = _strip(answer, image.width)
+    canvas.paste(strip, (0, max(0, image.height - strip.height)))
+    return canvas
+
+
+def _drawn_boxes(prediction: DetectionPrediction, classes: Sequence[str]) -> list[DrawnBox]:
+    return [
         DrawnBox(
             box=(found.box[0], found.box[1], found.box[2], found.box[3]),
             label=found.label,
@@ -74,16 +91,33 @@ def drawn(prediction: DetectionPrediction, classes: Sequence[str]) -> Image.Imag
         )
         for found in prediction.boxes
     ]
-    return draw_boxes(open_photo(prediction.path), boxes, least_side=_LEAST_SIDE)
+
+
+def _strip(prediction: Prediction, width: int) -> Image.Image:
+    """Label, score and p-value on a coloured strip of at least `width` pixels."""
+    size = max(14, width // 24)
+    text = f"{prediction.label}  p = {prediction.p_value:.3f}  score = {prediction.ood_score:.2f}"
+    font = ImageFont.load_default(size)
+    width = max(width, int(font.getlength(text)) + size)
+    colour = _UNKNOWN if prediction.is_unknown else _KNOWN
+    strip = Image.new("RGB", (width, 2 * size), colour)
+    ImageDraw.Draw(strip).text((size // 2, size // 3), text, fill="white", font=font)
+    return strip
+
+
+def free_name(folder: Path, source: str, suffix: str) -> Path:
+    """A file of `folder` that does not exist yet, named after `source`."""
+    stem = Path(source).stem[:100]
+    target, number = folder / f"{stem}{suffix}", 1
+    while target.exists():
+        target, number = folder / f"{stem}-{number}{suffix}", number + 1
+    return target
 
 
 def _write(image: Image.Image, photo: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stem = Path(photo).stem[:100]
-        target, number = folder / f"{stem}.jpg", 1
-        while target.exists():
-            target, number = folder / f"{stem}-{number}.jpg", number + 1
+        target = free_name(folder, photo, ".jpg")
         image.save(target, quality=90)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None

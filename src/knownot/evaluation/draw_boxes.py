@@ -68,7 +68,11 @@ def class_colour(index: int) -> Colour:
 
 
 def draw_boxes(
-    image: Image.Image, boxes: Sequence[DrawnBox], *, least_side: int = 1
+    image: Image.Image,
+    boxes: Sequence[DrawnBox],
+    *,
+    least_side: int = 1,
+    most_side: int = _MAX_SIDE,
 ) -> Image.Image:
     """Draw boxes with label, score and p-value; unknown ones on top, in thick dashed lines.
 
@@ -80,9 +84,10 @@ def draw_boxes(
         boxes: Boxes in pixels of `image`.
         least_side: Enlarge a picture whose shorter side is less than this, so that the text, which
             is drawn in pixels, hides less of it.
+        most_side: Scale a picture down whose longer side is more than this.
 
     Returns:
-        A new RGB picture, of at most 1600 pixels on its longer side.
+        A new RGB picture, of at most `most_side` pixels on its longer side.
     """
     # torchvision's draw_bounding_boxes knows neither dashes nor clipping: it raises for a box whose
     # corners are swapped, and its text runs out of the picture.
@@ -91,9 +96,9 @@ def draw_boxes(
         canvas = image.copy()
     if not all(image.size):
         return canvas
-    if max(canvas.size) > _MAX_SIDE:
-        canvas.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
-    enlarge = min(least_side / min(canvas.size), _MAX_SIDE / max(canvas.size))
+    if max(canvas.size) > most_side:
+        canvas.thumbnail((most_side, most_side), Image.Resampling.LANCZOS)
+    enlarge = min(least_side / min(canvas.size), most_side / max(canvas.size))
     if enlarge > 1:
         size = (round(canvas.width * enlarge), round(canvas.height * enlarge))
         canvas = canvas.resize(size, Image.Resampling.BICUBIC)

@@ -211,7 +211,7 @@ def _fill(
     skipped = scored.skipped
     for index, found in detect_photos(model, photos.paths, skipped, advance, proposals):
         if proposals:
-            rows, p_of_proposals = model.unclaimed_proposals(found, alpha, scored.threshold)
+            rows, p_of_proposals = model.unclaimed_proposals(found, alpha)
             boxes = found["proposals"][rows]
             scored.proposals.append({"boxes": boxes, "p_values": p_of_proposals})
         p_values = model.p_values(found, score)

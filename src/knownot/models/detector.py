@@ -151,14 +151,13 @@ class UnknownAwareDetector(UnknownAwareModel):
         self.proposal_calibration = ConformalCalibration(torch.tensor(highest))
 
     def unclaimed_proposals(
-        self, found: Detections, alpha: float | None = None, least: float | None = None
+        self, found: Detections, alpha: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Indices (M,) and p-values (M,) of the proposals to be shown as unknown objects.
 
         Args:
             found: One photo's `boxes`, `scores`, `proposals` and `objectness`.
             alpha: Share of photos of known objects that may show one.
-            least: Box threshold, the model's if not given.
 
         Raises:
             ConfigError: If proposals were not calibrated.
@@ -168,15 +167,14 @@ class UnknownAwareDetector(UnknownAwareModel):
                 "proposals: this detector has none that are calibrated; train it anew, or leave "
                 "them out"
             )
-        claiming = self._claiming(found, least)
-        left = unclaimed(found["proposals"], found["objectness"], claiming).cpu()
+        left = unclaimed(found["proposals"], found["objectness"], self._claiming(found)).cpu()
         p_values = self.proposal_calibration.p_value(found["objectness"].cpu()[left])
         shown = flagged(p_values, self.valid_alpha(alpha))
         return left[shown], p_values[shown]
 
-    def _claiming(self, found: Detections, least: float | None = None) -> Tensor:
-        least = self.box_threshold if least is None else least
-        return found["boxes"][found["scores"] >= least]
+    def _claiming(self, found: Detections) -> Tensor:
+        """The boxes that proposals are held against, by the model's own threshold."""
+        return found["boxes"][found["scores"] >= self.box_threshold]
 
     def predict(
         self,
@@ -232,7 +230,7 @@ class UnknownAwareDetector(UnknownAwareModel):
             (found,) = self([pixels], proposals)
             boxes = self._answer(found, alpha, score, least)
             if proposals:
-                boxes += self._unclaimed_answer(found, alpha, least)
+                boxes += self._unclaimed_answer(found, alpha)
             yield DetectionPrediction(boxes, image.width, image.height, path)
 
     def _answer(self, found: Detections, alpha: float, score: str, least: float) -> list[Detection]:
@@ -263,8 +261,8 @@ class UnknownAwareDetector(UnknownAwareModel):
             if shown[row]
         ]
 
-    def _unclaimed_answer(self, found: Detections, alpha: float, least: float) -> list[Detection]:
-        rows, p_values = self.unclaimed_proposals(found, alpha, least)
+    def _unclaimed_answer(self, found: Detections, alpha: float) -> list[Detection]:
+        rows, p_values = self.unclaimed_proposals(found, alpha)
         return [
             Detection(
                 box=tuple(found["proposals"][row].tolist()),

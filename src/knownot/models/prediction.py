@@ -20,6 +20,8 @@ class Prediction:
         scores: Every score by name, larger meaning more out-of-distribution.
         path: File of the photo, if it came from one.
         error: Why the photo could not be read, or None.
+        frame: Number of the frame, from 0, if `path` is a video.
+        time: Its time in seconds since the first frame.
     """
 
     label: str
@@ -31,10 +33,12 @@ class Prediction:
     scores: dict[str, float] = field(default_factory=dict)
     path: str | None = None
     error: str | None = None
+    frame: int | None = None
+    time: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON; numbers that do not exist (a photo with an error) are None."""
-        data = asdict(self)
+        data = _plain(self)
         if self.error is not None:
             for name in ("is_unknown", "ood_score", "p_value", "confidence"):
                 data[name] = None
@@ -78,6 +82,8 @@ class DetectionPrediction:
         height: Height of the photo in pixels.
         path: File of the photo, if it came from one.
         error: Why the photo could not be read, or None.
+        frame: Number of the frame, from 0, if `path` is a video.
+        time: Its time in seconds since the first frame.
     """
 
     boxes: list[Detection]
@@ -85,7 +91,17 @@ class DetectionPrediction:
     height: int
     path: str | None = None
     error: str | None = None
+    frame: int | None = None
+    time: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
-        return asdict(self)
+        return _plain(self)
+
+
+def _plain(answer: Prediction | DetectionPrediction) -> dict[str, Any]:
+    """All attributes; of a photo without those of a frame."""
+    data = asdict(answer)
+    if answer.frame is None:
+        del data["frame"], data["time"]
+    return data
