@@ -274,6 +274,8 @@ def report_set(name: str, columns: list[list[dict[str, Any]]]) -> None:
     for ood in OOD[name]:
         for score in SCORES:
             row(f"FPR95, {ood}, {score}", "ood", ood, "scores", score, "fpr95")
+        for score in SCORES:
+            row(f"FPR95, found, {ood}, {score}", "ood", ood, "scores", score, "fpr95_found")
         for title, key in (("unknown recall", "unknown_recall"), ("AP of unknown", "unknown_ap")):
             row(f"{title}, {ood}", "ood", ood, "open_set", key)
             row(f"{title}, proposals, {ood}", "ood", ood, "open_set_with_proposals", key)

@@ -54,6 +54,19 @@ def test_fpr95_is_that_of_all_boxes_above_the_threshold(
     assert report.summary["n_id_boxes"] == len(rows["id"])
 
 
+def test_fpr95_found_leaves_out_what_found_no_object(report: DetectionReport) -> None:
+    known = torch.cat(
+        [
+            found["ood.combined"][right]
+            for found, right in zip(report.id_set.found, report.id_set.right(), strict=True)
+        ]
+    )
+    unknown = report.ood_sets[0].scores["combined"]
+    row = report.summary["ood"]["ood.json"]
+    assert row["fpr95_found"] == metrics.fpr95(known, unknown)
+    assert len(known) == report.summary["n_id_objects_found"]
+
+
 def test_flagged_id_is_the_share_of_found_known_objects(report: DetectionReport) -> None:
     flagged = torch.cat(
         [u[r] for u, r in zip(report.id_set.unknown, report.id_set.right(), strict=True)]

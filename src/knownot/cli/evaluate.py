@@ -205,11 +205,14 @@ def _every_score(summary: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(title="every score, mean over sets", title_justify="left")
-    for heading in ("score", "FPR95", "FPR95 (OOD+)", "AUROC"):
+    detector = summary["task"] == "detect"
+    shown = (*_SHOWN, *(["fpr95_found"] if detector else []))
+    headings = ("score", "FPR95", "FPR95 (OOD+)", "AUROC", *(["FPR95 (found)"] if detector else []))
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "score" else "right")
     sets = list(summary["ood"].values())
     for name in sets[0]["scores"]:
-        columns = ([s["scores"][name][key] for s in sets] for key in _SHOWN)
+        columns = ([s["scores"][name][key] for s in sets] for key in shown)
         values = ([v for v in column if v is not None] for column in columns)
         table.add_row(name, *(percent(mean(v)) if v else "–" for v in values))
     return table

@@ -57,10 +57,9 @@ def as_boxes(found: Detections, unknown: Tensor | None = None) -> Boxes:
     return Boxes(found["boxes"], found["labels"], found["scores"], unknown)
 
 
-def found_objects(found: Detections, truth: Objects, threshold: float = 0.0) -> Detections:
-    """The detections around annotated objects of their class (IoU 0.5), above a box threshold."""
-    right = (match(as_boxes(found), truth) >= 0) & (found["scores"] >= threshold)
-    return {name: values[right] for name, values in found.items()}
+def finds_object(found: Detections, truth: Objects) -> Tensor:
+    """Whether each detection is the one on an annotated object of its class (IoU 0.5), (B,)."""
+    return match(as_boxes(found), truth) >= 0
 
 
 def joined(parts: Sequence[Detections]) -> Detections:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from knownot.core.calibration import flagged
+from knownot.core.metrics import fpr95
 from knownot.data.detection_folder import looks_like_detection, read_detection
 from knownot.data.detection_set import DetectionSet, Objects
 from knownot.data.image_folder import list_photos
 from knownot.errors import DataError
-from knownot.evaluation.box_matching import Boxes, match
+from knownot.evaluation.box_matching import Boxes
 from knownot.evaluation.box_metrics import mean_average_precision
-from knownot.evaluation.detect_set import as_boxes, detect_photos
+from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object
 from knownot.evaluation.evaluate import (
     Progress,
     binomial_interval,
@@ -104,7 +105,7 @@ class ScoredBoxes:
     def right(self) -> list[Tensor]:
         """Boxes above the threshold on an annotated object of their class, for each photo (B,)."""
         return [
-            (found["scores"] >= self.threshold) & (match(as_boxes(found), truth) >= 0)
+            (found["scores"] >= self.threshold) & finds_object(found, truth)
             for found, truth in zip(self.found, self.truth, strict=True)
         ]
 
@@ -284,6 +285,10 @@ def _ood_summary(
         name: {**separation(id_scores[name], values)} if measured else dict.fromkeys(_MEASURES)
         for name, values in ood_scores.items()
     }
+    found = torch.cat([r[c] for r, c in zip(id_set.right(), id_set.counted, strict=True)])
+    for name, row in by_score.items():
+        has_both = measured and found.any()
+        row["fpr95_found"] = fpr95(id_scores[name][found], ood_scores[name]) if has_both else None
     open_set: dict[str, Any] = {"open_set": _open_set(id_set, ood, num_classes, _by_score(score))}
     if ood.proposals:
         open_set["open_set_with_proposals"] = _open_set(id_set, ood, num_classes, _with_proposals)

@@ -126,15 +126,19 @@ class UnknownAwareDetector(UnknownAwareModel):
         size = torch.bucketize(sides.prod(1), borders)
         return labels * (len(SIZE_BORDERS) + 1) + size
 
-    def calibrate(self, detections: Detections) -> None:
+    def calibrate(self, detections: Detections, known: Tensor | None = None) -> None:
         """Calibrate every score on boxes around known objects of held-out photos.
 
+        The other boxes, on background and on parts of objects, help to scale the parts of the
+        combined score: they fill the range between known objects and unknown ones.
+
         Args:
-            detections: `boxes`, `labels`, `logits`, `features` of n boxes that were matched with
-                an annotated object, from photos that nothing was trained on.
+            detections: `boxes`, `labels`, `logits`, `features` of n boxes, from photos that nothing
+                was trained on.
+            known: Which of them were matched with an annotated object (n,), bool; all if not given.
         """
         groups = self.groups(detections["boxes"], detections["labels"]).cpu()
-        self.calibrate_rows(detections["logits"], detections["features"], groups)
+        self.calibrate_rows(detections["logits"], detections["features"], groups, known)
 
     def calibrate_proposals(self, photos: Sequence[Detections]) -> None:
         """Calibrate the objectness above which a proposal that no class claims is shown.

@@ -96,7 +96,11 @@ class UnknownAwareModel(nn.Module):
 
     @torch.no_grad()
     def calibrate_rows(
-        self, logits: Tensor, features: Tensor, groups: Tensor | None = None
+        self,
+        logits: Tensor,
+        features: Tensor,
+        groups: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> None:
         """Calibrate every score on held-out in-distribution rows.
 
@@ -104,6 +108,8 @@ class UnknownAwareModel(nn.Module):
             logits: Logits (n, C) of rows that nothing was trained on.
             features: Their features (n, B).
             groups: Group of each row (n,) for one calibration each; None pools all.
+            known: Which rows are calibrated on (n,), bool, all if not given. The others only set,
+                with them, the scales on which the parts of the combined score are added.
         """
         self.combined = None
         rows = logits.to(self.device), features.to(self.device)
@@ -112,6 +118,9 @@ class UnknownAwareModel(nn.Module):
         scores[COMBINED] = combined.fit_and_score(scores)
         self.combined = combined.to(self.device)
         self.classwise = groups is not None
+        if known is not None:
+            scores = {name: score[known] for name, score in scores.items()}
+            groups = None if groups is None else groups[known]
         self.calibrations = {
             name: ConformalCalibration(score, groups) for name, score in scores.items()
         }

@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from knownot.data.detection_folder import DetectionSplits, read_detection_splits, require_clean
 from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.evaluation.box_metrics import best_f1_threshold, mean_average_precision
-from knownot.evaluation.detect_set import as_boxes, detect_photos, found_objects, joined
+from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object, joined
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_folder import check_free, choose_device, load, save
 from knownot.models.regions import Detections
@@ -203,19 +202,21 @@ def _calibrate(
     chosen = torch.randperm(len(splits.train), generator=generator)[:_FITTED_PHOTOS].tolist()
     learned = splits.train.subset(chosen)
     on_train = _found_objects(
-        learned, _detect(model, learned, "features of training photos", reporter, skipped), 0.0
+        learned, _detect(model, learned, "features of training photos", reporter, skipped)
     )
     boxes = [as_boxes(found[i]) for i in found]
     truth = [splits.val.objects[i] for i in found]
     model.box_threshold = best_f1_threshold(boxes, truth, len(model.classes))
-    held_out = _found_objects(splits.val, found, model.box_threshold)
-    if on_train is None or held_out is None:
+    held_out = joined([{name: found[i][name] for name in _ROWS} for i in found])
+    known = torch.cat([finds_object(found[i], splits.val.objects[i]) for i in found])
+    known &= held_out["scores"] >= model.box_threshold
+    if on_train is None or not known.any():
         raise TrainingError(
             "the detector finds none of the objects it was shown; train longer (--epochs), with a "
             "higher --lr, or larger photos (--image-size)"
         )
     model.fit_scores(on_train["features"], on_train["labels"], config.knn_k)
-    model.calibrate(held_out)
+    model.calibrate(held_out, known)
     if all(name in next(iter(found.values())) for name in _PROPOSALS):
         model.calibrate_proposals(list(found.values()))
 
@@ -234,11 +235,11 @@ def _detect(
     }
 
 
-def _found_objects(
-    photos: DetectionSet, found: dict[int, Detections], threshold: float
-) -> dict[str, Tensor] | None:
-    rows = {i: {name: d[name] for name in _ROWS} for i, d in found.items()}
-    parts = [found_objects(d, photos.objects[i], threshold) for i, d in rows.items()]
+def _found_objects(photos: DetectionSet, found: dict[int, Detections]) -> Detections | None:
+    parts = []
+    for i, detections in found.items():
+        right = finds_object(detections, photos.objects[i])
+        parts.append({name: detections[name][right] for name in _ROWS})
     together = joined(parts)
     return together if len(together["labels"]) else None
 
