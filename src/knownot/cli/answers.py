@@ -16,6 +16,8 @@ from knownot.cli.console import stdout
 from knownot.errors import DataError
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
     from knownot.evaluation.coco_results import CocoIds
     from knownot.models.prediction import Detection, DetectionPrediction, Prediction
 
@@ -193,7 +195,9 @@ class Screen:
         frame = ("frame", "time") if self.videos else ()
         for heading in ("photo", *frame, "label", "ood_score", "p-value", "nearest class"):
             number = heading in (*frame, "ood_score", "p-value")
-            table.add_column(heading, justify="right" if number else "left")
+            justify: JustifyMethod = "right" if number else "left"
+            # A long path is broken, not cut: its end tells photos apart.
+            table.add_column(heading, justify=justify, overflow="fold")
         return table
 
 
