@@ -45,10 +45,16 @@ def test_pycocotools_measures_the_same(
     rows = json.loads(target.read_text())
     names = {c["id"]: c["name"] for c in json.loads(annotations.read_text())["categories"]}
     unknown_id = max(names) + 1
-    report = evaluate_detector(load(detector_folder), annotations, alpha=alpha)
-    found = report.id_set.found
+    report = evaluate_detector(load(detector_folder), annotations, alpha=alpha, box_threshold=0.0)
+    # All boxes, but an unknown object once.
+    shown = report.id_set.shown
+    found = [
+        {name: values[kept] for name, values in photo.items()}
+        for photo, kept in zip(report.id_set.found, shown, strict=True)
+    ]
+    unknown_of = [u[kept] for u, kept in zip(report.id_set.unknown, shown, strict=True)]
     assert len(rows) == sum(len(photo["labels"]) for photo in found)
-    called = torch.cat(report.id_set.unknown)
+    called = torch.cat(unknown_of)
     assert sum(row["category_id"] == unknown_id for row in rows) == int(called.sum())
     assert called.any() == (alpha == 0.05)
     for row in rows:
@@ -58,7 +64,7 @@ def test_pycocotools_measures_the_same(
     unknown = len(report.classes)
     boxes = [
         replace(as_boxes(photo), labels=photo["labels"].masked_fill(u, unknown))
-        for photo, u in zip(found, report.id_set.unknown, strict=True)
+        for photo, u in zip(found, unknown_of, strict=True)
     ]
     own = mean_average_precision(boxes, report.id_set.truth, [*report.classes, "unknown"])["map"]
     measured = pycocotools_map(annotations, target)

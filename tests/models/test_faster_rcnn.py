@@ -93,6 +93,16 @@ def test_proposals_are_those_that_torchvision_looked_at_in_pixels_of_the_photo()
         assert ((detections["objectness"] >= 0) & (detections["objectness"] <= 1)).all()
 
 
+def test_no_proposal_at_all_is_no_detection() -> None:
+    model = regions()
+    model.model.rpn.score_thresh = 2.0
+    for detections in model.detect(photos((96, 96), (40, 200))):
+        shapes = {name: tuple(values.shape) for name, values in detections.items()}
+        assert shapes["boxes"] == shapes["proposals"] == (0, 4)
+        assert shapes["logits"] == (0, 4)
+        assert shapes["features"] == (0, 16)
+
+
 def test_rows_of_equal_proposals_are_found() -> None:
     heads = regions().model.roi_heads.eval()
     proposals = [torch.tensor([[5.0, 5.0, 40.0, 40.0]] * 3 + [[50.0, 50.0, 90.0, 90.0]])]

@@ -170,13 +170,15 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
         )
         counts = [len(p) for p in proposals]
         probabilities = torch.split(class_logits.softmax(-1), counts)
-        decoded = torch.split(self.box_coder.decode(box_regression, proposals), counts)
+        boxes_of_rows = self.box_coder.decode(box_regression, proposals)
+        # torchvision leaves it flat where there is no proposal at all.
+        decoded = torch.split(boxes_of_rows.reshape(*class_logits.shape, 4), counts)
         self._rows: list[Tensor] = []
         first = 0
         for i, (boxes, scores, labels) in enumerate(zip(*kept, strict=True)):
             candidates = clip_boxes_to_image(decoded[i], image_shapes[i])[:, labels]  # (N, B, 4)
             same = (probabilities[i][:, labels] == scores) & (candidates == boxes).all(-1)
-            self._rows.append(first + same.byte().argmax(0))
+            self._rows.append(first + same.byte().argmax(0) if len(labels) else labels)
             first += counts[i]
         return kept
 
