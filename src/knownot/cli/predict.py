@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from knownot.cli.console import photo_progress, stderr, stdout
-from knownot.errors import DataError
+from knownot.cli.photo_arguments import expand
+from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from knownot.models.prediction import DetectionPrediction, Prediction
@@ -31,7 +31,7 @@ class Format(StrEnum):
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, or a file of `knownot export`.")],
     photos: Annotated[list[str], typer.Argument(help="Files, folders or globs ('new/*.jpg').")],
     output: Annotated[
         Path | None,
@@ -67,15 +67,13 @@ def predict(
 
     Photos that cannot be read are listed with their error; the exit code is then 1.
     """
-    from knownot.models.model_folder import load
-
     if json_output:
         form = Format.jsonl
     form = form or _by_ending(output)
     if form is Format.table and output is not None:
         raise DataError(f"{output}: a table is for the screen; use --format jsonl or csv")
-    paths = _expand(photos)
-    loaded = load(model, device=device)
+    paths = expand(photos)
+    loaded = _load(model, device)
     answers = []
     with photo_progress(form is not Format.table and output is None) as begin:
         advance = begin("photos", len(paths))
@@ -92,6 +90,18 @@ def predict(
         raise typer.Exit(1)
 
 
+def _load(model: Path, device: str) -> Any:
+    if not model.is_file():
+        from knownot.models.model_folder import load
+
+        return load(model, device=device)
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device: an exported model runs on the CPU, got {device!r}")
+    from knownot.runtime import OnnxClassifier
+
+    return OnnxClassifier(model)
+
+
 def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
     from knownot.evaluation.annotate import save_annotated, save_drawn
     from knownot.models.prediction import Prediction
@@ -100,27 +110,6 @@ def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
         save_annotated(answer, folder)
     else:
         save_drawn(answer, classes, folder)
-
-
-def _expand(patterns: Iterable[str]) -> list[Path]:
-    from knownot.data.photo import is_photo_name
-
-    paths: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            from knownot.data.image_folder import list_photos
-
-            paths += list_photos(path)
-        elif path.exists():
-            paths.append(path)
-        else:
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-            matches = [p for p in found if p.is_file() and is_photo_name(p)]
-            if not matches:
-                raise DataError(f"{pattern}: no such file or folder, and no photo matches it")
-            paths += matches
-    return paths
 
 
 def _by_ending(output: Path | None) -> Format:

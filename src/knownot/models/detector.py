@@ -12,9 +12,9 @@ from torch import Tensor
 
 from knownot.core.calibration import flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError
-from knownot.models.given_photos import as_list, to_pil
 from knownot.models.prediction import Detection, DetectionPrediction
 from knownot.models.regions import Detections, RegionModel, Targets
 from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
