@@ -29,6 +29,11 @@ def test_the_package_and_its_help_load_nothing_heavy(statement: str) -> None:
     assert not loaded_after(statement) & heavy
 
 
+def test_the_runtime_knows_no_torch() -> None:
+    heavy = {"torch", "torchvision", "timm", "lightning", "sklearn", "scipy", "pydantic", "onnx"}
+    assert not loaded_after("import knownot.runtime, onnxruntime") & heavy
+
+
 def test_the_core_knows_torch_alone() -> None:
     modules = [p.stem for p in (PACKAGE / "core").glob("[a-z]*.py")]
     loaded = loaded_after("\n".join(f"import knownot.core.{name}" for name in modules))

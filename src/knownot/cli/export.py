@@ -69,9 +69,12 @@ def export(
         return
     parity = metadata.parity
     stdout().print(f"[bold]{output}[/], {facts['mebibytes']} MiB, float32")
+    given = ""
+    if parity["given"]:
+        given = f", of yours {parity['max_difference_given']:.1e}"
     stdout().print(
         f"same label and unknown flag for {parity['photos']} photos ({parity['given']} of yours), "
-        f"each by two ways; largest difference of the score {parity['max_difference']:.1e}, "
-        f"relative {parity['max_relative']:.1e} (allowed {parity['tolerance']:.0e})"
+        f"each by two ways; largest difference of the score {parity['max_difference']:.1e}{given}; "
+        f"relative {parity['max_relative']:.1e}, allowed {parity['tolerance']:.0e}"
     )
     stdout().print(f"next: knownot predict {output} new-photos/")

@@ -35,6 +35,7 @@ class Parity:
         given: Of these, the photos that were given.
         answers: Answers compared: by squares, and by the whole graph.
         max_difference: Largest absolute difference of the deciding score.
+        max_difference_given: The same among the given photos alone.
         max_relative: Largest difference of any score, as a share of max(1, its size).
         tolerance: What `max_relative` may be.
         differences: What differs, in words.
@@ -44,6 +45,7 @@ class Parity:
     given: int = 0
     answers: int = 0
     max_difference: float = 0.0
+    max_difference_given: float = 0.0
     max_relative: float = 0.0
     tolerance: float = TOLERANCE
     differences: list[str] = field(default_factory=list)
@@ -94,12 +96,16 @@ def check_parity(
     """
     parity = Parity()
     _compare(model, exported, list(generated_photos(model.preprocessing.image_size)), parity)
+    generated = parity.max_difference
+    parity.max_difference = 0.0
     for start in range(0, len(photos), _CHUNK):
         chunk = photos[start : start + _CHUNK]
         readable = list(_readable(chunk))
         _compare(model, exported, readable, parity)
         parity.given += len(readable)
         advance(len(chunk))
+    parity.max_difference_given = parity.max_difference
+    parity.max_difference = max(generated, parity.max_difference)
     if photos and parity.given == 0:
         raise DataError(f"photos: none of the {len(photos)} can be read, first {photos[0]}")
     if parity.differences:

@@ -94,7 +94,6 @@ class OnnxClassifier:
 
         Raises:
             ConfigError: If there is no such score, or alpha is out of range.
-            DataError: If an object is no photo.
         """
         photos = as_list(photos)
         return list(self.predict_iter(photos, alpha=alpha, score=score, batch_size=batch_size))
