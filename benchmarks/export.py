@@ -27,7 +27,7 @@ import torch
 import knownot
 from knownot.cli.allocator import keep_freed_memory
 from knownot.data.image_folder import list_photos
-from knownot.export.onnx import export_onnx
+from knownot.export.export import export_model
 from knownot.runtime import OnnxClassifier
 from knownot.training.config import make_config
 from knownot.training.train import train
@@ -45,7 +45,7 @@ def main() -> None:
         model = knownot.load(folder)
         file = Path(scratch, "model.onnx")
         started = time.perf_counter()
-        metadata = export_onnx(model, file, photos=photos)
+        metadata = export_model(model, file, photos=photos)
         seconds = time.perf_counter() - started
         exported = OnnxClassifier(file, threads=torch.get_num_threads())
         gaps = differences(model, exported, photos)

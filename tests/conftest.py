@@ -116,14 +116,14 @@ def detector_folder(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Any, Path]]:
     """A small classifier and its ONNX file, by whether calibration is by class."""
-    from knownot.export.onnx import export_onnx
+    from knownot.export.export import export_model
     from tests.helpers import tiny_model
 
     pairs = {}
     for classwise in (False, True):
         path = tmp_path_factory.mktemp("exported") / "model.onnx"
         pairs[classwise] = (tiny_model(classwise), path)
-        export_onnx(*pairs[classwise])
+        export_model(*pairs[classwise])
     return pairs
 
 

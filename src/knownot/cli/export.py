@@ -15,15 +15,20 @@ class Format(StrEnum):
     """What is written."""
 
     onnx = "onnx"
+    torch = "torch"
 
 
 def export(
     model: Annotated[Path, typer.Argument(help="Model folder of a classifier.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write. (default: the folder's name + .onnx)"),
+        typer.Option(
+            "--output", "-o", help="File to write. (default: the folder's name + .onnx or .pt2)"
+        ),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
+    form: Annotated[
+        Format, typer.Option("--format", help="ONNX, or a torch.export program.")
+    ] = Format.onnx,
     photos: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,7 +39,7 @@ def export(
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Write a model as one ONNX file that gives the [bold]same answers[/].
+    """Write a model as one file that gives the [bold]same answers[/].
 
     [bold]knownot export model/ -o model.onnx --photos test/[/]
 
@@ -43,17 +48,18 @@ def export(
     from dataclasses import asdict
 
     from knownot.cli.photo_arguments import expand
-    from knownot.export.onnx import check_output, export_onnx
+    from knownot.export.export import ENDINGS, check_output, export_model
     from knownot.models.model_folder import load
 
-    output = output or Path(model.resolve().name).with_suffix(f".{form.value}")
+    output = output or Path(model.resolve().name + ENDINGS[form.value])
     check_output(output, overwrite)
     paths = expand(photos or [])
     loaded = load(model)
     with photo_progress(json_output) as begin:
-        metadata = export_onnx(
+        metadata = export_model(
             loaded,
             output,
+            form=form.value,
             photos=paths,
             overwrite=overwrite,
             advance=begin("photos compared", len(paths)) if paths else lambda done: None,
@@ -77,4 +83,5 @@ def export(
         f"each by two ways; largest difference of the score {parity['max_difference']:.1e}{given}; "
         f"relative {parity['max_relative']:.1e}, allowed {parity['tolerance']:.0e}"
     )
-    stdout().print(f"next: knownot predict {output} new-photos/")
+    if form is Format.onnx:
+        stdout().print(f"next: knownot predict {output} new-photos/")

@@ -15,9 +15,9 @@ REACH = 2.0
 def centre_square(image: Image.Image, size: int, crop: float) -> NDArray[np.uint8]:
     """Centre square of `crop` of the shorter side, resized with antialiasing.
 
-    Rows are resized first, then columns, each rounded to 8 bits. Pillow does the same in one call,
-    but from version 13 on takes tall photos the other way round, which rounds differently: said
-    pass by pass, the pixels are the same under every version, and in an exported graph.
+    Along the width first, then along the height, each pass rounded to 8 bits. Pillow does the same
+    in one call, but from version 13 on takes tall photos the other way round, which rounds
+    differently: said pass by pass, the pixels are the same under every version, and in a graph.
 
     Args:
         image: RGB image.

@@ -16,7 +16,7 @@ from knownot.data.photo import open_photo
 from knownot.errors import DataError, ExportError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.prediction import Prediction
-from knownot.runtime.classifier import OnnxClassifier
+from knownot.runtime.classifier import ExportedClassifier
 
 # Of the score, or of its size where that is larger: float32 holds seven digits of any number.
 TOLERANCE = 1e-4
@@ -75,7 +75,7 @@ class Parity:
 
 def check_parity(
     model: UnknownAwareClassifier,
-    exported: OnnxClassifier,
+    exported: ExportedClassifier,
     photos: Sequence[Path] = (),
     advance: Callable[[int], None] = lambda done: None,
 ) -> Parity:
@@ -141,7 +141,7 @@ def _readable(paths: Sequence[Path]) -> Iterator[tuple[str, Image.Image]]:
 
 def _compare(
     model: UnknownAwareClassifier,
-    exported: OnnxClassifier,
+    exported: ExportedClassifier,
     photos: list[tuple[str, Image.Image]],
     parity: Parity,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,48 +24,27 @@ _UNKNOWN = "unknown"
 Pixels = NDArray[np.uint8]
 
 
-class OnnxClassifier:
-    """A classifier exported by `knownot export`.
+class ExportedClassifier:
+    """A classifier whose graph some runtime runs.
 
     The graph holds every formula; here photos are opened, cut to squares by the code that the
     torch model uses too, and the answers are put into words.
 
     Args:
-        path: File to load; nothing in it is executed but ONNX operators.
-        threads: Threads of ONNX Runtime; all cores if not given.
+        metadata: What the file says about itself.
+        run: Maps arrays by name of input to the list of outputs, in order.
 
     Attributes:
         metadata: Classes, threshold, versions, and what the comparison with torch measured.
-
-    Raises:
-        ModelFileError: If the file is missing, damaged, or not such a model.
-        MissingExtraError: If ONNX Runtime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingExtraError("onnxruntime", "runtime", "an exported model") from None
-        path = Path(path)
-        data, description = unsealed(path)
-        try:
-            self.metadata = ExportMetadata.from_json(description)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 4  # what goes wrong is raised, too
-        try:
-            self._session = onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
-            )
-            names = tuple(o.name for o in self._session.get_outputs())
-        except Exception as error:  # ONNX Runtime's errors share no base of their own
-            first_line = str(error).strip().splitlines()[0][:200]
-            raise ModelFileError(f"{path}: ONNX Runtime cannot load it ({first_line})") from None
-        if names != OUTPUTS:
-            raise ModelFileError(f"{path}: has outputs {', '.join(names)}; export it anew")
+    def __init__(
+        self,
+        metadata: ExportMetadata,
+        run: Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]],
+    ) -> None:
+        self.metadata = metadata
+        self._run = run
 
     @property
     def classes(self) -> list[str]:
@@ -145,7 +124,7 @@ class OnnxClassifier:
 
     def _answer(self, photos: Pixels, prepared: bool, settings: dict[str, Any]) -> list[Prediction]:
         feeds = dict(zip(INPUTS[:2], (photos, np.array(prepared)), strict=True))
-        found = dict(zip(OUTPUTS, self._session.run(None, feeds | settings), strict=True))
+        found = dict(zip(OUTPUTS, self._run(feeds | settings), strict=True))
         columns = (found[name].tolist() for name in OUTPUTS[1:])
         return [
             Prediction(
@@ -159,3 +138,42 @@ class OnnxClassifier:
             )
             for k, confidence, scores, ood_score, p_value, unknown in zip(*columns, strict=True)
         ]
+
+
+class OnnxClassifier(ExportedClassifier):
+    """A classifier exported by `knownot export`, run by ONNX Runtime.
+
+    Args:
+        path: File to load; nothing in it is executed but ONNX operators.
+        threads: Threads of ONNX Runtime; all cores if not given.
+
+    Raises:
+        ModelFileError: If the file is missing, damaged, or not such a model.
+        MissingExtraError: If ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("onnxruntime", "runtime", "an exported model") from None
+        path = Path(path)
+        data, description = unsealed(path)
+        try:
+            metadata = ExportMetadata.from_json(description)
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 4  # what goes wrong is raised, too
+        try:
+            session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+            names = tuple(output.name for output in session.get_outputs())
+        except Exception as error:  # ONNX Runtime's errors share no base of their own
+            first_line = str(error).strip().splitlines()[0][:200]
+            raise ModelFileError(f"{path}: ONNX Runtime cannot load it ({first_line})") from None
+        if names != OUTPUTS:
+            raise ModelFileError(f"{path}: has outputs {', '.join(names)}; export it anew")
+        super().__init__(metadata, lambda feeds: session.run(None, feeds))

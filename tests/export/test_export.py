@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import knownot
 from knownot.errors import ConfigError, DataError, ExportError, ModelFileError
-from knownot.export.onnx import export_onnx
+from knownot.export.export import export_model
 from knownot.export.parity import check_parity, generated_photos
+from knownot.export.torch_program import load_program
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
@@ -102,6 +103,17 @@ def test_a_shift_of_one_score_is_told(pair: tuple[UnknownAwareClassifier, Path])
     check_parity(model, exported)
 
 
+def test_a_torch_program_answers_alike(tmp_path: Path) -> None:
+    model = tiny_model(classwise=True)
+    path = tmp_path / "model.pt2"
+    metadata = export_model(model, path, form="torch")
+    assert metadata.parity["answers"] == 2 * len(list(generated_photos(SIZE)))
+    exported = load_program(path)
+    assert exported.metadata == metadata
+    for one, other in zip(model.predict(PHOTOS), exported.predict(PHOTOS), strict=True):
+        assert (one.label, one.p_value) == (other.label, other.p_value)
+
+
 class Restless(nn.Module):
     """A backbone that never answers twice the same."""
 
@@ -117,7 +129,7 @@ def test_a_model_whose_answers_differ_leaves_no_file(tmp_path: Path) -> None:
     model = tiny_model()
     model.backbone = Restless(model.backbone)
     with pytest.raises(ExportError, match="was not kept"):
-        export_onnx(model, tmp_path / "model.onnx")
+        export_model(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,16 +138,16 @@ def test_what_cannot_be_exported_is_told_before_the_work(tmp_path: Path) -> None
     taken = tmp_path / "taken.onnx"
     taken.write_text("mine")
     with pytest.raises(DataError, match="exists"):
-        export_onnx(model, taken)
+        export_model(model, taken)
     assert taken.read_text() == "mine"
     with pytest.raises(DataError, match="is a folder"):
-        export_onnx(model, tmp_path)
+        export_model(model, tmp_path)
     model.calibrations = {}
     with pytest.raises(ModelFileError, match="not calibrated"):
-        export_onnx(model, tmp_path / "model.onnx")
+        export_model(model, tmp_path / "model.onnx")
     regions = FasterRCNNRegions(2, FasterRCNNSettings(image_size=64), weights="none")
     with pytest.raises(ConfigError, match="only classifiers"):
-        export_onnx(UnknownAwareDetector(regions, ["a", "b"]), tmp_path / "model.onnx")
+        export_model(UnknownAwareDetector(regions, ["a", "b"]), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == [taken]
 
 
@@ -157,7 +169,7 @@ def test_a_pretrained_backbone_answers_alike_on_real_photos(
     photos = sorted([*(cats_dogs / "test").rglob("*.jpg"), *ood_photos.rglob("*.jpg")])[::4]
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(photos[0].read_bytes()[:500])
-    metadata = export_onnx(model, tmp_path / "model.onnx", photos=[*photos, torn])
+    metadata = export_model(model, tmp_path / "model.onnx", photos=[*photos, torn])
     assert metadata.parity["given"] == len(photos)
     answers = OnnxClassifier(tmp_path / "model.onnx").predict([*photos, torn])
     assert answers[-1].error is not None
