@@ -21,8 +21,8 @@ from knownot.runtime.classifier import ExportedClassifier
 # Of the score, or of its size where that is larger: float32 holds seven digits of any number.
 TOLERANCE = 1e-4
 _CHUNK = 16
-# Photos that the graph resizes by itself: 24 bytes a pixel.
-_WHOLE_PIXELS = 4_000_000
+# The graph needs 24 bytes a pixel where it resizes by itself: of one photo, and of several together.
+_WHOLE_PIXELS, _TOGETHER_PIXELS = 4_000_000, 1_000_000
 _TOLD = 3
 
 
@@ -155,7 +155,7 @@ def _compare(
         if image.width * image.height <= _WHOLE_PIXELS:
             by_size[image.size].append(index)
     for (width, height), members in by_size.items():
-        together = max(1, _WHOLE_PIXELS // (width * height))
+        together = max(1, _TOGETHER_PIXELS // (width * height))
         for start in range(0, len(members), together):
             some = members[start : start + together]
             found = exported.predict_whole(np.stack([np.array(images[i]) for i in some]))
