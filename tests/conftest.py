@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -110,3 +111,23 @@ def detector_folder(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         data=scenes, output=output, image_size=128, epochs=8, batch_size=2, device="cpu"
     )
     return train_detector(config).folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Any, Path]]:
+    """A small classifier and its ONNX file, by whether calibration is by class."""
+    from knownot.export.export import export_model
+    from tests.helpers import tiny_model
+
+    pairs = {}
+    for classwise in (False, True):
+        path = tmp_path_factory.mktemp("exported") / "model.onnx"
+        pairs[classwise] = (tiny_model(classwise), path)
+        export_model(*pairs[classwise])
+    return pairs
+
+
+@pytest.fixture
+def exported_file(exported: dict[bool, tuple[Any, Path]]) -> Path:
+    """The ONNX file of a small classifier that knows red from green; do not write to it."""
+    return exported[False][1]

@@ -13,7 +13,8 @@ import knownot
 
 PACKAGE = Path(knownot.__file__).parent
 # A layer may import itself and those before it.
-LAYERS = ["errors", "core", "data", "models", "evaluation", "training", "demo", "cli", "__main__"]
+LAYERS = ["errors", "core", "data", "models", "runtime", "evaluation", "training", "export", "demo"]
+LAYERS += ["cli", "__main__"]
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -26,6 +27,11 @@ def loaded_after(statement: str) -> set[str]:
 def test_the_package_and_its_help_load_nothing_heavy(statement: str) -> None:
     heavy = {"torch", "numpy", "lightning", "timm", "torchvision", "sklearn", "PIL", "pydantic"}
     assert not loaded_after(statement) & heavy
+
+
+def test_the_runtime_knows_no_torch() -> None:
+    heavy = {"torch", "torchvision", "timm", "lightning", "sklearn", "scipy", "pydantic", "onnx"}
+    assert not loaded_after("import knownot.runtime, onnxruntime") & heavy
 
 
 def test_the_core_knows_torch_alone() -> None:

@@ -4,6 +4,7 @@
     ├── DataError        a folder, a photo or a label is not usable; names the file and the remedy
     ├── ConfigError      a setting is unknown, out of range or contradicts another
     ├── ModelFileError   a model folder is incomplete, damaged or not to be trusted
+    ├── ExportError      an exported model does not give the answers of the model it came from
     ├── TrainingError    training cannot go on (for example a loss that is not finite)
     └── MissingExtraError  an optional dependency is needed; names the pip command
 
@@ -25,6 +26,10 @@ class ConfigError(KnownotError):
 
 class ModelFileError(KnownotError):
     """A model folder is incomplete, damaged or not to be trusted."""
+
+
+class ExportError(KnownotError):
+    """An exported model does not give the answers of the model it came from."""
 
 
 class TrainingError(KnownotError):

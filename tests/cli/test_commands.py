@@ -26,7 +26,7 @@ from knownot.models.model_folder import load
 from knownot.training.config import DetectionConfig, TrainConfig
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+COMMANDS = ("demo", "train", "evaluate", "predict", "export", "info")
 # Real ImageNet weights from the package index at a size that takes a second.
 SMALL = ("--image-size", "32", "--epochs", "40", "--batch-size", "16", "--device", "cpu")
 
@@ -362,3 +362,50 @@ def test_help_fits_a_narrow_screen(knownot_command: Run, monkeypatch: pytest.Mon
     result = knownot_command("train", "--help")
     assert result.code == 0
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", result.out).splitlines())) <= 60
+
+
+def test_an_export_predicts_like_its_folder(
+    knownot_command: Run, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "model.onnx"
+    export = ("export", model, "-o", file, "--photos", photos / "test" / "red")
+    result = knownot_command(*export, "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert (facts["file"], facts["classes"]) == (str(file), sorted(COLOURS))
+    assert facts["parity"]["given"] == 20
+    for form in ("jsonl", "csv", "table"):
+        ask = (photos / "test", photos / "ood", "--format", form)
+        from_folder = knownot_command("predict", model, *ask)
+        from_file = knownot_command("predict", file, *ask)
+        assert from_file.code == 0, from_file.err
+        if form == "jsonl":
+            pairs = zip(from_folder.out.splitlines(), from_file.out.splitlines(), strict=True)
+            for row, other in (map(json.loads, pair) for pair in pairs):
+                for key in ("path", "label", "is_unknown", "error"):
+                    assert row[key] == other[key]
+                assert row["scores"] == pytest.approx(other["scores"], rel=1e-4, abs=1e-4)
+        else:  # the heading, and how many are unknown
+            lines = from_file.out.splitlines(), from_folder.out.splitlines()
+            assert len(lines[0]) == len(lines[1])
+            if form == "csv":
+                assert lines[0][0] == lines[1][0]
+            else:
+                assert lines[0][-1] == lines[1][-1]
+    assert "float32" in knownot_command("info", file).out
+    again = knownot_command(*export)
+    assert again.code == 1
+    assert "exists; choose another name with -o, or add --overwrite" in again.err
+    wrong = knownot_command("predict", file, photos / "test", "--device", "cuda")
+    assert "an exported model runs on the CPU" in wrong.err
+    stranger = photos / "test" / "red" / "0200.png"
+    refused = knownot_command("predict", stranger, photos / "test")
+    assert refused.code == 1
+    assert "is no model that knownot exported" in " ".join(refused.err.split())
+
+
+def test_export_of_what_is_no_model(knownot_command: Run, tmp_path: Path) -> None:
+    result = knownot_command("export", tmp_path / "nothing", "-o", tmp_path / "a.onnx")
+    assert result.code == 1
+    assert "no such model folder" in result.err
+    assert list(tmp_path.iterdir()) == []

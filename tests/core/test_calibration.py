@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knownot.core.calibration import ConformalCalibration
+from knownot.core.calibration import CalibrationTable, ConformalCalibration
 from knownot.core.combination import CombinedScore, TailLogP
 
 few_values = st.lists(st.integers(0, 8).map(float), min_size=1, max_size=50)
@@ -163,3 +163,26 @@ def test_recalibrated_combination_flags_what_it_promises() -> None:
 def test_wrong_weights_are_named(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
         CombinedScore(["a", "b"], weights)
+
+
+@given(
+    n=st.integers(25, 80),
+    seed=st.integers(0, 2**16),
+    by_group=st.booleans(),
+    ties=st.booleans(),
+)
+def test_the_table_gives_the_p_values_of_the_calibrations(
+    n: int, seed: int, by_group: bool, ties: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randint(0, 3, (n,), generator=generator) if by_group else None
+    values = torch.randn(2, n, generator=generator)
+    scores = (3 * values).round() if ties else values
+    calibrations = [ConformalCalibration(row, groups) for row in scores]
+    table = CalibrationTable(calibrations, num_groups=4)
+    new = torch.cat([scores[0, :5], torch.randn(20, generator=generator)])
+    new = torch.cat([new, torch.tensor([torch.inf, -torch.inf, torch.nan])])
+    classes = torch.randint(0, 4, (len(new),), generator=generator)  # class 3: never seen
+    for which, calibration in enumerate(calibrations):
+        expected = calibration.p_value(new, classes if by_group else None)
+        assert torch.equal(table(new, torch.tensor(which), classes), expected)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def info(
     model: Annotated[
         Path | None,
-        typer.Argument(help="Model folder; without one, the versions and devices of this machine."),
+        typer.Argument(
+            help="Model folder or exported file; without one, the versions and devices of this machine."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
@@ -26,7 +28,7 @@ def info(
 
     [bold]knownot info model/[/]
     """
-    facts = _installation() if model is None else _model(model)
+    facts = _facts(model)
     if json_output:
         print_json(facts)
         return
@@ -37,6 +39,12 @@ def info(
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         table.add_row(key, shown)
     stdout().print(table)
+
+
+def _facts(model: Path | None) -> dict[str, Any]:
+    if model is None:
+        return _installation()
+    return _exported(model) if model.is_file() else _model(model)
 
 
 def _installation() -> dict[str, Any]:
@@ -54,6 +62,15 @@ def _installation() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(choose_device()),
     }
+
+
+def _exported(file: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from knownot.runtime import OnnxClassifier
+
+    facts = asdict(OnnxClassifier(file).metadata)
+    return {name.replace("_", " "): value for name, value in facts.items()}
 
 
 def _model(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from knownot import __version__
-from knownot.cli import demo, evaluate, info, predict, train
+from knownot.cli import demo, evaluate, export, info, predict, train
 from knownot.cli.allocator import keep_freed_memory
 from knownot.errors import KnownotError
 
@@ -32,6 +32,7 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
 app.command()(info.info)
 
 

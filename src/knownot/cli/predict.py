@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from knownot.cli.answers import Cells, CocoList, Format, Lines, Screen, Writer, output_file
 from knownot.cli.console import photo_progress, stderr
+from knownot.cli.photo_arguments import expand, is_video
 from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, or a file of `knownot export`.")],
     photos: Annotated[
         list[str],
         typer.Argument(
@@ -95,19 +95,17 @@ def predict(
 
     Photos and videos that cannot be read are listed with their error; the exit code is then 1.
     """
-    from knownot.models.model_folder import load
-
     if json_output:
         form = Format.jsonl
     form = form or _by_ending(output)
     _check_options(form, output, annotations)
-    paths = _expand(photos)
-    videos = [path for path in paths if _is_video(path)]
+    paths = expand(photos)
+    videos = [path for path in paths if is_video(path)]
     if videos:
         from knownot.data.video import require_av
 
         require_av()
-    loaded = load(model, device=device)
+    loaded = _load(model, device)
     settings = _settings(loaded, form, score, alpha, box_threshold, proposals)
     ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
     if ids is not None:
@@ -125,6 +123,18 @@ def predict(
         stderr().print(f"[yellow]skipped[/] {error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _load(model: Path, device: str) -> Model:
+    if not model.is_file():
+        from knownot.models.model_folder import load
+
+        return load(model, device=device)
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device: an exported model runs on the CPU, got {device!r}")
+    from knownot.runtime import OnnxClassifier
+
+    return OnnxClassifier(model)
 
 
 def _check_options(form: Format, output: Path | None, annotations: Path | None) -> None:
@@ -145,10 +155,8 @@ def _settings(
     proposals: bool,
 ) -> dict[str, Any]:
     """What the model's `predict_iter` is called with."""
-    from knownot.models.detector import UnknownAwareDetector
-
     settings: dict[str, Any] = {"score": score, "alpha": alpha}
-    if isinstance(model, UnknownAwareDetector):
+    if model.task == "detect":
         if box_threshold is None and form is Format.coco:
             box_threshold = 0.0
         return {**settings, "box_threshold": box_threshold, "proposals": proposals}
@@ -165,7 +173,7 @@ def _coco_ids(paths: list[Path], annotations: Path | None, model: Model) -> Coco
     """Ids of the photos; tells those that are left out."""
     from knownot.evaluation.coco_results import ids_of, numbered
 
-    for video in filter(_is_video, paths):
+    for video in filter(is_video, paths):
         raise DataError(f"{video}: --format coco is for photos; use --format jsonl for videos")
     if annotations is None:
         return numbered(paths, model.classes)
@@ -207,10 +215,10 @@ def _answers(
     settings: dict[str, Any],
 ) -> Iterator[Answer]:
     """Answers in the order of the paths, for photos and for the frames of videos."""
-    from knownot.evaluation.predict_video import predict_video
-
-    for are_videos, group in groupby(paths, _is_video):
+    for are_videos, group in groupby(paths, is_video):
         if are_videos:
+            from knownot.evaluation.predict_video import predict_video
+
             for path in group:
                 yield from predict_video(
                     model, path, every=every, save_to=save_to, progress=begin, **settings
@@ -233,48 +241,6 @@ def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
         save_annotated(answer, folder)
     else:
         save_drawn(answer, classes, folder)
-
-
-def _is_video(path: Path) -> bool:
-    from knownot.data.video import is_video_name
-
-    return is_video_name(path)
-
-
-def _expand(patterns: Iterable[str]) -> list[Path]:
-    from knownot.data.photo import is_photo_name
-
-    paths: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            paths += _photos_in(path)
-        elif path.exists():
-            paths.append(path)
-        else:
-            # '*' is for photos; videos, which take long, are meant by '*.mp4' alone.
-            wanted = _is_video if _is_video(path) else is_photo_name
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-            matches = [p for p in found if p.is_file() and wanted(p)]
-            if not matches:
-                raise DataError(
-                    f"{pattern}: no such file or folder, and no photo or video matches it"
-                )
-            paths += matches
-    return paths
-
-
-def _photos_in(folder: Path) -> list[Path]:
-    from knownot.data.image_folder import list_photos
-
-    try:
-        return list_photos(folder)
-    except DataError as error:
-        video = next(filter(_is_video, sorted(folder.iterdir())), None)
-        if video is None:
-            raise
-        pattern = folder / f"*{video.suffix}"
-        raise DataError(f"{error}; for its videos write '{pattern}'") from None
 
 
 def _by_ending(output: Path | None) -> Format:

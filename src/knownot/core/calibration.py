@@ -7,9 +7,10 @@ Reference: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 20
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class ConformalCalibration:
@@ -101,7 +102,7 @@ class ConformalCalibration:
         return flagged(self.p_value(scores, groups), alpha)
 
 
-def flagged(p_values: Tensor, alpha: float) -> Tensor:
+def flagged(p_values: Tensor, alpha: float | Tensor) -> Tensor:
     """Whether `p < alpha`, of p-values (N,), float64; bool (N,).
 
     A p-value is a ratio of integers: one that equals alpha on paper, such as 5/100 and 0.05, must
@@ -110,7 +111,53 @@ def flagged(p_values: Tensor, alpha: float) -> Tensor:
     return p_values < alpha - 1e-12
 
 
+class CalibrationTable(nn.Module):
+    """The p-values of several `ConformalCalibration`s as plain tensor operations.
+
+    Comparisons instead of a search, and no loop over the groups in the data: it can be traced, and
+    exported to any runtime. It takes time and memory N n where a search takes N log n.
+
+    Args:
+        calibrations: Calibrations of S scores on the same n inputs, all by group or none.
+        num_groups: Number of groups G that an input may have; needed where they are by group.
+    """
+
+    scores: Tensor
+    groups: Tensor
+    pooled: Tensor
+    sizes: Tensor
+
+    def __init__(self, calibrations: Sequence[ConformalCalibration], num_groups: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("scores", torch.stack([c.scores for c in calibrations]))
+        groups = [c.groups for c in calibrations if c.groups is not None]
+        self.by_group = bool(groups)
+        if groups:
+            used = [len(calibrations[0]._sorted_scores(group)) for group in range(num_groups)]
+            own = torch.bincount(groups[0], minlength=num_groups)[:num_groups]
+            self.register_buffer("groups", torch.stack(groups))
+            self.register_buffer("sizes", torch.tensor(used))
+            self.register_buffer("pooled", self.sizes != own)
+
+    def forward(self, scores: Tensor, which: Tensor, groups: Tensor) -> Tensor:
+        """p-values (N,), float64, of scores (N,) by the calibration `which`, an int64 scalar.
+
+        `groups` (N,), int64 in [0, G), count where the calibrations are by group.
+        """
+        scores = scores.double()
+        scores = torch.where(scores.isnan(), torch.inf, scores).unsqueeze(1)
+        at_least = self.scores.index_select(0, which.view(1)) >= scores
+        if not self.by_group:
+            return _ratio(at_least.sum(1), self.scores.shape[1])
+        own = self.groups.index_select(0, which.view(1)) == groups.unsqueeze(1)
+        at_least = at_least & (own | self.pooled[groups].unsqueeze(1))
+        return _ratio(at_least.sum(1), self.sizes[groups])
+
+
 def _p_value(sorted_scores: Tensor, scores: Tensor) -> Tensor:
     n = len(sorted_scores)
-    at_least = n - torch.searchsorted(sorted_scores, scores.contiguous(), side="left")
+    return _ratio(n - torch.searchsorted(sorted_scores, scores.contiguous(), side="left"), n)
+
+
+def _ratio(at_least: Tensor, n: int | Tensor) -> Tensor:
     return (1.0 + at_least.double()) / (n + 1.0)

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knownot.data.video import Frame, VideoReader, VideoWriter
 from knownot.errors import DataError
 from knownot.evaluation.annotate import annotated_frame, free_name
-from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.detector import UnknownAwareDetector
 from knownot.models.prediction import DetectionPrediction, Prediction
 
-Model = UnknownAwareClassifier | UnknownAwareDetector
+if TYPE_CHECKING:
+    from knownot.models.classifier import UnknownAwareClassifier
+    from knownot.models.detector import UnknownAwareDetector
+    from knownot.runtime.classifier import ExportedClassifier
+
+    Model = UnknownAwareClassifier | UnknownAwareDetector | ExportedClassifier
 Answer = Prediction | DetectionPrediction
 Progress = Callable[[str, int | None], Callable[[int], None]]
 
@@ -61,7 +64,7 @@ def predict_video(
     advance = progress(path.name, video.count(every)) if progress else None
     copy = nullcontext() if save_to is None else _copy(video, every, save_to)
     with video, copy as writer:
-        size = 1 if isinstance(model, UnknownAwareDetector) else min(_MAX_BATCH, model.batch_size)
+        size = min(_MAX_BATCH, model.batch_size)
         for frames, damage in _batches(video, every, size):
             answers: Iterator[Answer] = model.predict_iter(
                 [frame.image for frame in frames], **settings
@@ -98,7 +101,7 @@ def _batches(video: VideoReader, every: int, size: int) -> Iterator[tuple[list[F
 
 
 def _failed(model: Model, path: Path, error: str) -> Answer:
-    if isinstance(model, UnknownAwareDetector):
+    if model.task == "detect":
         return DetectionPrediction([], 0, 0, str(path), error)
     nan = float("nan")
     return Prediction("", False, nan, nan, path=str(path), error=error)

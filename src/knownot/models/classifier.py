@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from knownot.core.calibration import flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
-from knownot.data.reading import read_batches
+from knownot.data.given_photos import as_list, to_pil
 from knownot.errors import ConfigError
-from knownot.models.given_photos import as_list, to_pil
+from knownot.models.answers import answers_in_order
 from knownot.models.prediction import Prediction
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
@@ -70,6 +70,8 @@ class UnknownAwareClassifier(UnknownAwareModel):
 
     mean: Tensor
     std: Tensor
+
+    task: ClassVar[Literal["classify", "detect"]] = "classify"
 
     def __init__(
         self,
@@ -194,24 +196,15 @@ class UnknownAwareClassifier(UnknownAwareModel):
         score = score or self.default_score
         self.calibration(score)  # a wrong name is told before any photo is read
         alpha = self.valid_alpha(alpha)
-        done = 0
-        skipped: dict[Any, str] = {}
-        batches = read_batches(
-            [_Item(i, photo) for i, photo in enumerate(photos)],
-            lambda item: self._pixels(item.photo),
-            batch_size or self.batch_size,
-            skipped,
-        )
         was_training = self.training
         self.eval()
         try:
-            for indices, images in batches:
-                answers = self._answer(images, alpha, score)
-                for index, answer in zip(indices, answers, strict=True):
-                    yield from self._failures(skipped, photos, done, index)
-                    yield _with_path(answer, photos[index])
-                    done = index + 1
-            yield from self._failures(skipped, photos, done, len(photos))
+            yield from answers_in_order(
+                photos,
+                self._pixels,
+                lambda pixels: self._answer(torch.stack(pixels), alpha, score),
+                batch_size or self.batch_size,
+            )
         finally:
             self.train(was_training)
 
@@ -244,30 +237,3 @@ class UnknownAwareClassifier(UnknownAwareModel):
         if isinstance(photo, (str, Path)):
             return self.preprocessing.read(Path(photo))
         return self.preprocessing.from_pil(to_pil(photo))
-
-    @staticmethod
-    def _failures(
-        skipped: dict[Any, str], photos: Sequence[Any], start: int, stop: int
-    ) -> Iterator[Prediction]:
-        errors = {item.index: reason for item, reason in skipped.items()}
-        nan = float("nan")
-        for index in range(start, stop):
-            if index in errors:
-                failed = Prediction("", False, nan, nan, error=errors[index])
-                yield _with_path(failed, photos[index])
-
-
-@dataclass(frozen=True, eq=False)
-class _Item:
-    """A photo to predict; told apart by identity, since arrays do not hash."""
-
-    index: int
-    photo: Any
-
-
-def _with_path(prediction: Prediction, photo: Any) -> Prediction:
-    if not isinstance(photo, (str, Path)):
-        return prediction
-    from dataclasses import replace
-
-    return replace(prediction, path=str(photo))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from knownot.core.calibration import ConformalCalibration, flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError
-from knownot.models.given_photos import as_list, to_pil
 from knownot.models.prediction import Detection, DetectionPrediction
 from knownot.models.regions import Detections, RegionModel, Targets
 from knownot.models.shown_boxes import highest_unclaimed, unclaimed, without_repeats
@@ -42,6 +42,8 @@ class UnknownAwareDetector(UnknownAwareModel):
         ConfigError: If there is no class, or `regions` was built for another number of them.
     """
 
+    task: ClassVar[Literal["classify", "detect"]] = "detect"
+
     def __init__(
         self,
         regions: RegionModel,
@@ -68,6 +70,11 @@ class UnknownAwareDetector(UnknownAwareModel):
             background_index=regions.background_index,
             **self.vos_settings.model_dump(),
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Photos that `predict` takes together: one, as their sizes differ."""
+        return 1
 
     def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Losses of a training step, scalars by name; "loss_vos" is that of the virtual outliers.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from knownot.data.photo import open_photo
+from knownot.data.square import centre_square, least_side
 
 Three = tuple[float, float, float]
 
@@ -35,20 +35,12 @@ class Preprocessing(BaseModel):
 
     def read(self, path: Path) -> Tensor:
         """Open a photo file as a uint8 tensor (3, S, S); raises `DataError` if it cannot be read."""
-        return self.from_pil(open_photo(path, at_least=int(self.image_size / self.crop) + 1))
+        return self.from_pil(open_photo(path, at_least=least_side(self.image_size, self.crop)))
 
     def from_pil(self, image: Image.Image) -> Tensor:
         """An RGB Pillow image as a uint8 tensor (3, S, S)."""
-        width, height = image.size
-        side = max(1.0, min(width, height) * self.crop)
-        left, top = (width - side) / 2, (height - side) / 2
-        # Crop and resize in one step: a 1 x 8000 photo is never blown up to its full length.
-        square = image.resize(
-            (self.image_size, self.image_size),
-            Image.Resampling.BICUBIC,
-            box=(left, top, left + side, top + side),
-        )
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        square = centre_square(image, self.image_size, self.crop)
+        return torch.from_numpy(square).permute(2, 0, 1)
 
     def augment(self, path: Path) -> Tensor:
         """Open a photo for training: random crop of 35 to 100 % of the area, random mirror."""

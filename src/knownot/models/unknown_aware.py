@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,6 +51,7 @@ class UnknownAwareModel(nn.Module):
         alpha: Share of in-distribution rows that may be called unknown.
     """
 
+    task: ClassVar[Literal["classify", "detect"]]
     vos: VirtualOutlierLoss
 
     def __init__(self, classes: Sequence[str], alpha: float) -> None:

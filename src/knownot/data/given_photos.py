@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from knownot.data.photo import to_rgb
 from knownot.errors import DataError
@@ -30,13 +29,13 @@ def to_pil(photo: Any) -> Image.Image:
     """
     if isinstance(photo, Image.Image):
         return to_rgb(photo)
-    if isinstance(photo, Tensor):
+    if _is_tensor(photo):
         if photo.ndim != 3 or photo.shape[0] not in (1, 3):
             raise DataError(f"tensor: expected shape (3, H, W), got {tuple(photo.shape)}")
         pixels = photo.detach().cpu()
         if pixels.is_floating_point():
             pixels = (pixels.clamp(0, 1) * 255).round()
-        photo = pixels.to(torch.uint8).permute(1, 2, 0).numpy().squeeze()
+        photo = pixels.byte().permute(1, 2, 0).numpy().squeeze()
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
             raise DataError(
@@ -47,3 +46,9 @@ def to_pil(photo: Any) -> Image.Image:
     raise DataError(
         f"photo: expected a path, Pillow image, array or tensor, got {type(photo).__name__}"
     )
+
+
+def _is_tensor(photo: Any) -> bool:
+    # Who holds a tensor has loaded torch; everyone else need not wait for it.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(photo, torch.Tensor)

@@ -1,0 +1,153 @@
+"""An exported classifier against the model it came from: the same answers, and how much faster.
+
+    python benchmarks/export.py                     # about 5 min on 2 idle cores
+    python benchmarks/export.py --photos 100        # a quick look
+
+Trains on cats and dogs with a frozen backbone, exports, and compares both on test photos and on photos
+of anything else, in equal parts from all sets. Photos per second are those of `predict` on files, in
+rounds that take turns, so that a busy machine slows both: the ratio is the figure to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+import knownot
+from knownot.cli.allocator import keep_freed_memory
+from knownot.data.image_folder import list_photos
+from knownot.export.export import export_model
+from knownot.runtime import OnnxClassifier
+from knownot.training.config import make_config
+from knownot.training.train import train
+
+
+def main() -> None:
+    options = _options()
+    keep_freed_memory()
+    photos = sample(options.data, options.photos)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.model or Path(scratch, "model")
+        if options.model is None:
+            settings = {"data": options.data / "cats_dogs", "output": folder, "finetune": "head"}
+            train(make_config(settings | {"device": "cpu"}))
+        model = knownot.load(folder)
+        file = Path(scratch, "model.onnx")
+        started = time.perf_counter()
+        metadata = export_model(model, file, photos=photos)
+        seconds = time.perf_counter() - started
+        exported = OnnxClassifier(file, threads=torch.get_num_threads())
+        gaps = differences(model, exported, photos)
+        speed = rounds(model, exported, photos[: options.timed], options.rounds)
+        result = {
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                **{name: version(name) for name in ("knownot", "torch", "onnxruntime", "pillow")},
+            },
+            "photos": len(photos),
+            "export_s": seconds,
+            "mebibytes": file.stat().st_size / 2**20,
+            "gate": metadata.parity,
+            "predict_on_files": gaps,
+            "speed": speed,
+        }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "export.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{result['machine']}\n")
+    print("| | |\n|---|---|")
+    print(f"| photos compared, by `predict` on files | {gaps['photos']} |")
+    print(f"| same label and unknown flag | {100 * gaps['same'] / gaps['photos']:.1f} % |")
+    print(f"| largest difference of the score | {gaps['max_difference']:.1e} |")
+    print(f"| largest difference of any score, relative | {gaps['max_relative']:.1e} |")
+    low, middle, high = speed["ratio_quartiles"]
+    for name, rate in speed["photos_per_second"].items():
+        print(f"| photos per second, {name} | {rate:.0f} |")
+    print(f"| ratio, median and quartiles of the rounds | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+
+
+def sample(data: Path, number: int) -> list[Path]:
+    """`number` photos: half of known classes, half of all other sets, spread over each folder."""
+    known = list_photos(data / "cats_dogs" / "test")
+    others = [list_photos(path) for path in sorted((data / "ood").iterdir()) if path.is_dir()]
+    share = -(-(number - number // 2) // len(others))
+    strange = [path for paths in others for path in spread(paths, share)]
+    return [*spread(known, number // 2), *spread(strange, number - number // 2)]
+
+
+def spread(paths: Sequence[Path], number: int) -> list[Path]:
+    """`number` of the paths, evenly from first to last."""
+    number = min(number, len(paths))
+    return [paths[i * len(paths) // number] for i in range(number)]
+
+
+def differences(model: Any, exported: OnnxClassifier, photos: list[Path]) -> dict[str, Any]:
+    """Answers of both for the same files, as `predict` gives them."""
+    same, largest, relative = 0, 0.0, 0.0
+    for one, other in zip(model.predict_iter(photos), exported.predict_iter(photos), strict=True):
+        if one.error:
+            raise SystemExit(one.error)
+        same += (one.label, one.is_unknown) == (other.label, other.is_unknown)
+        largest = max(largest, abs(one.ood_score - other.ood_score))
+        for name, value in one.scores.items():
+            relative = max(relative, abs(value - other.scores[name]) / max(1.0, abs(value)))
+    return {
+        "photos": len(photos),
+        "same": same,
+        "max_difference": largest,
+        "max_relative": relative,
+    }
+
+
+def rounds(model: Any, exported: OnnxClassifier, photos: list[Path], number: int) -> dict[str, Any]:
+    """Photos per second of `predict` on files; the two take turns, after one round to warm up."""
+    seconds: dict[str, list[float]] = {"torch": [], "ONNX Runtime": []}
+    both = {"torch": model, "ONNX Runtime": exported}
+    for turn in range(number + 1):
+        for name, one in both.items():
+            started = time.perf_counter()
+            one.predict(photos)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    ratios = [a / b for a, b in zip(seconds["torch"], seconds["ONNX Runtime"], strict=True)]
+    return {
+        "photos": len(photos),
+        "rounds": number,
+        "photos_per_second": {n: len(photos) / median(times) for n, times in seconds.items()},
+        "ratio_quartiles": quantiles(ratios),
+    }
+
+
+def default_data() -> Path:
+    """Where the photos are: `KNOWNOT_DATA`, or beside the checkout."""
+    return Path(os.environ.get("KNOWNOT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=default_data(), help="photos")
+    parser.add_argument("--model", type=Path, help="model folder, instead of training one")
+    parser.add_argument("--photos", type=int, default=1000, help="photos to compare on")
+    parser.add_argument("--timed", type=int, default=64, help="of these, photos in a timed round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    if options.photos < 30 or options.rounds < 2:
+        parser.error("expected at least 30 photos and 2 rounds")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The photos and videos that a command line names."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from knownot.errors import DataError
+
+
+def is_video(path: Path) -> bool:
+    """Whether the name is that of a video."""
+    from knownot.data.video import is_video_name
+
+    return is_video_name(path)
+
+
+def expand(patterns: Iterable[str]) -> list[Path]:
+    """Photo and video files of files, folders and globs, in order; folders stand for their photos.
+
+    Raises:
+        DataError: If one of them names nothing.
+    """
+    from knownot.data.photo import is_photo_name
+
+    paths: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            paths += _photos_in(path)
+        elif path.exists():
+            paths.append(path)
+        else:
+            # '*' is for photos; videos, which take long, are meant by '*.mp4' alone.
+            wanted = is_video if is_video(path) else is_photo_name
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            matches = [p for p in found if p.is_file() and wanted(p)]
+            if not matches:
+                raise DataError(
+                    f"{pattern}: no such file or folder, and no photo or video matches it"
+                )
+            paths += matches
+    return paths
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    from knownot.data.image_folder import list_photos
+
+    try:
+        return list_photos(folder)
+    except DataError as error:
+        video = next(filter(is_video, sorted(folder.iterdir())), None)
+        if video is None:
+            raise
+        pattern = folder / f"*{video.suffix}"
+        raise DataError(f"{error}; for its videos write '{pattern}'") from None
