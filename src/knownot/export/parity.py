@@ -120,7 +120,7 @@ def check_parity(
         told = "; ".join(parity.differences[:_TOLD])
         raise ExportError(
             f"the exported model answers differently in {len(parity.differences)} of "
-            f"{parity.answers} cases, so it was not kept: {told}"
+            f"{parity.answers} cases, so it was not kept: {told}; docs/export.md tells what helps"
         )
     return parity
 
