@@ -2,9 +2,9 @@
 
     python benchmarks/detection_picture.py models/natural5-0/VOS
 
-Two photos of known classes that no training saw, and four of `ood_coco`; the cat is a mistake, as is the plate.
-Licences: raccoons MIT (datitran/raccoon_dataset); the others
-CC BY 2.0, flickr.com photos 3573516590, 8033724167, 8400337115 and 8250132140.
+Two photos of known classes that no training saw, and four of `ood_coco`; two boxes are mistakes, the
+saucer and the cat. Licences: raccoons MIT (datitran/raccoon_dataset); the others CC BY 2.0, photos
+3573516590, 8033724167, 8400337115 and 8250132140 of flickr.com.
 Writes `docs/images/detections.jpg`.
 """
 
