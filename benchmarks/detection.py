@@ -1,6 +1,6 @@
 """Detectors with and without VOS on real photos with boxes: mAP, unknown boxes, cost.
 
-    python benchmarks/detection.py --sets natural5 --seeds 0      # 256 px, half an hour on a core
+    python benchmarks/detection.py --sets natural5 --seeds 0      # 256 px, both methods
     python benchmarks/detection.py                                # both sets, 2 seeds
     python benchmarks/detection.py --cost models/natural5-0/VOS   # a step with and without, paired
 

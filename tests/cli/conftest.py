@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
 from knownot.cli.main import main
 
-Run = Callable[..., tuple[int, str, str]]
+
+class Result(NamedTuple):
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -17,7 +27,7 @@ def knownot_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPat
     """Runs the entry point in this process: the same code as the script, without its start."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*args: object) -> tuple[int, str, str]:
+    def run(*args: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["knownot", *map(str, args)])
         capsys.readouterr()
         try:
@@ -26,6 +36,6 @@ def knownot_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPat
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
         captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return Result(code, captured.out, captured.err)
 
     return run

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,43 +19,15 @@ import yaml
 from PIL import Image
 
 import knownot
-from knownot.cli.main import app, main
+from knownot.cli.main import app
 from knownot.models.model_folder import load
 from knownot.training.config import DetectionConfig, TrainConfig
+from tests.cli.conftest import Run
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "export", "info")
 # Real ImageNet weights from the package index at a size that takes a second.
 SMALL = ("--image-size", "32", "--epochs", "40", "--batch-size", "16", "--device", "cpu")
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def knownot_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the entry point in this process: the same code as the script, without its start."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["knownot", *map(str, args)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,6 @@ class ClassGaussians(FixedDtypeModule):
         ValueError: If a size is less than 1 or `shrinkage` is unknown.
     """
 
-    origin: Tensor
-    totals: Tensor
-    scatter: Tensor
-
     def __init__(self, num_classes: int, feature_dim: int, shrinkage: Shrinkage = "oas") -> None:
         super().__init__()
         for name, size in (("num_classes", num_classes), ("feature_dim", feature_dim)):
@@ -158,6 +154,9 @@ class WindowGaussians(ClassGaussians):
 
     window: Tensor
     seen: Tensor
+    origin: Tensor
+    totals: Tensor
+    scatter: Tensor
 
     def __init__(
         self,
@@ -284,6 +283,8 @@ class StreamingGaussians(ClassGaussians):
     """
 
     weights: Tensor
+    centres: Tensor
+    scatter: Tensor
     scatter_weight: Tensor
 
     def __init__(
@@ -302,8 +303,6 @@ class StreamingGaussians(ClassGaussians):
         self.register_fixed("centres", torch.zeros(k, d, dtype=f64))
         self.register_fixed("scatter", torch.zeros(d, d, dtype=f64))
         self.register_fixed("scatter_weight", torch.zeros((), dtype=f64))
-
-    centres: Tensor
 
     @property
     def counts(self) -> Tensor:
