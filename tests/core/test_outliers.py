@@ -12,10 +12,33 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from knownot.core.chi_square import ChiSquareTail, radius_ratio
-from knownot.core.outliers import sample_virtual_outliers, tail_radii
+from knownot.core.outliers import draw_tail_noise, place_outliers, tail_radii
 
 # One false alarm in a thousand runs, were the seeds not fixed.
 P_LEAST = 1e-3
+
+
+def radii_of(
+    repeats: int, t: int, dim: int, draws: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    exponential = draw_tail_noise(repeats, t, ChiSquareTail(dim), generator=generator).exponential
+    return tail_radii(exponential, ChiSquareTail(dim), draws)
+
+
+def outliers_of(
+    means: torch.Tensor,
+    factor: torch.Tensor,
+    seed: int,
+    *,
+    t: int = 1,
+    draws: float = 10_000.0,
+    radius_scale: float = 1.0,
+) -> torch.Tensor:
+    tail = ChiSquareTail(means.shape[1])
+    noise = draw_tail_noise(len(means), t, tail, generator=torch.Generator().manual_seed(seed))
+    return place_outliers(
+        noise, means, factor, tail, draws_per_class=draws, radius_scale=radius_scale
+    )
 
 
 def brute_force(dim: int, n: int, t: int, repeats: int, seed: int) -> np.ndarray:
@@ -33,7 +56,7 @@ def brute_force(dim: int, n: int, t: int, repeats: int, seed: int) -> np.ndarray
 def test_radii_follow_the_law_of_brute_force(dim: int, n: int, t: int) -> None:
     slow = np.linalg.norm(brute_force(dim, n, t, 800, seed=dim), axis=-1)
     generator = torch.Generator().manual_seed(dim)
-    fast = tail_radii((4000, t), ChiSquareTail(dim), n, generator).numpy()
+    fast = radii_of(4000, t, dim, n, generator).numpy()
     for rank in range(t):
         assert stats.ks_2samp(slow[:, rank], fast[:, rank]).pvalue > P_LEAST
 
@@ -42,13 +65,13 @@ def test_radii_follow_the_law_of_brute_force(dim: int, n: int, t: int) -> None:
 def test_radii_follow_the_exact_law_of_the_largest(dim: int, draws: float, t: int) -> None:
     # P(largest of n <= r) = (1 - q(r))^n, through the tail so that it keeps its digits.
     generator = torch.Generator().manual_seed(0)
-    radii = tail_radii((5000, t), ChiSquareTail(dim), draws, generator).numpy()[:, 0]
+    radii = radii_of(5000, t, dim, draws, generator).numpy()[:, 0]
     uniform = np.exp(draws * np.log1p(-stats.chi2.sf(radii**2, dim)))
     assert stats.kstest(uniform, "uniform").pvalue > P_LEAST
 
 
 def test_radii_descend_and_stay_above_a_single_draw() -> None:
-    radii = tail_radii((100, 6), ChiSquareTail(3), 1000)
+    radii = radii_of(100, 6, 3, 1000)
     assert (radii.diff(dim=1) <= 0).all()
     assert radii.dtype == torch.float64
 
@@ -56,15 +79,12 @@ def test_radii_descend_and_stay_above_a_single_draw() -> None:
 def test_keeping_all_draws_gives_the_whole_law() -> None:
     # t = n: nothing is thrown away, so the pooled radii are plain chi radii.
     generator = torch.Generator().manual_seed(3)
-    radii = tail_radii((500, 10), ChiSquareTail(4), 10, generator).flatten().numpy()
+    radii = radii_of(500, 10, 4, 10, generator).flatten().numpy()
     assert stats.kstest(radii, stats.chi(4).cdf).pvalue > P_LEAST
 
 
 def test_directions_are_uniform_on_the_sphere() -> None:
-    generator = torch.Generator().manual_seed(0)
-    outliers = sample_virtual_outliers(
-        torch.zeros(4000, 3), torch.eye(3), ChiSquareTail(3), generator=generator
-    )[:, 0]
+    outliers = outliers_of(torch.zeros(4000, 3), torch.eye(3), seed=0)[:, 0]
     direction = (outliers / outliers.norm(dim=1, keepdim=True)).numpy()
     # In three dimensions every coordinate of a uniform direction is uniform on [-1, 1].
     for axis in (*np.eye(3), np.ones(3) / math.sqrt(3)):
@@ -72,10 +92,7 @@ def test_directions_are_uniform_on_the_sphere() -> None:
 
 
 def test_directions_do_not_depend_on_radii() -> None:
-    generator = torch.Generator().manual_seed(1)
-    outliers = sample_virtual_outliers(
-        torch.zeros(4000, 2), torch.eye(2), ChiSquareTail(2), draws_per_class=5, generator=generator
-    )[:, 0]
+    outliers = outliers_of(torch.zeros(4000, 2), torch.eye(2), seed=1, draws=5)[:, 0]
     radius, angle = outliers.norm(dim=1), torch.atan2(outliers[:, 1], outliers[:, 0])
     assert abs(stats.spearmanr(radius, angle).statistic) < 0.06
 
@@ -83,11 +100,7 @@ def test_directions_do_not_depend_on_radii() -> None:
 def test_outliers_have_the_covariance_of_their_class() -> None:
     factor = torch.tensor([[2.0, 0.0], [1.5, 0.5]])
     means = torch.tensor([[10.0, -5.0], [0.0, 0.0]])
-    generator = torch.Generator().manual_seed(2)
-    outliers = sample_virtual_outliers(
-        means, factor, ChiSquareTail(2), outliers_per_class=5000, draws_per_class=5000,
-        generator=generator,
-    )  # fmt: skip
+    outliers = outliers_of(means, factor, seed=2, t=5000, draws=5000)
     for k in range(2):
         assert torch.allclose(outliers[k].mean(0), means[k], atol=0.15)
         assert torch.allclose(outliers[k].T.cov(), factor @ factor.T, atol=0.3)
@@ -96,17 +109,14 @@ def test_outliers_have_the_covariance_of_their_class() -> None:
 @given(scale=st.floats(0.5, 4), seed=st.integers(0, 2**16))
 def test_radius_scale_stretches_every_radius(scale: float, seed: int) -> None:
     def draw(radius_scale: float) -> torch.Tensor:
-        return sample_virtual_outliers(
-            torch.zeros(3, 4), torch.eye(4), ChiSquareTail(4), outliers_per_class=2,
-            radius_scale=radius_scale, generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
+        return outliers_of(torch.zeros(3, 4), torch.eye(4), seed, t=2, radius_scale=radius_scale)
 
     assert torch.allclose(draw(scale), draw(1.0) * scale, rtol=1e-5)
 
 
 def test_fewer_draws_than_outliers_is_refused() -> None:
     with pytest.raises(ValueError, match="draws"):
-        tail_radii((2, 5), ChiSquareTail(3), 4)
+        radii_of(2, 5, 3, 4)
 
 
 TAILS = [0.5, 0.1, 1e-2, 1e-4, 1e-6, 1e-9, 1e-12]
@@ -141,7 +151,8 @@ def test_no_scipy_call_in_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     tail = ChiSquareTail(7)
     for name in ("gammainccinv", "gammaincinv", "gammaln"):
         monkeypatch.delattr(special, name)
-    assert tail_radii((3, 2), tail, 100).isfinite().all()
+    noise = draw_tail_noise(3, 2, tail)
+    assert place_outliers(noise, torch.zeros(3, 7), torch.eye(7), tail).isfinite().all()
 
 
 @pytest.mark.parametrize(

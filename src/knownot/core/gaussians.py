@@ -56,6 +56,14 @@ class ClassGaussians(FixedDtypeModule):
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Take in features (N, D), any floating dtype, with integer labels (N,)."""
+        self.upkeep()
+        self.take_in(features, labels)
+
+    def upkeep(self) -> None:
+        """What `update` does first, on the host: now and then, or nothing."""
+
+    def take_in(self, features: Tensor, labels: Tensor) -> None:
+        """What `update` does then: operations on tensors alone, fit for `torch.compile`."""
         raise NotImplementedError  # abstract
 
     @property
@@ -208,20 +216,25 @@ class WindowGaussians(ClassGaussians):
         shift = totals / counts.clamp(min=1).unsqueeze(1)
         return torch.addmm(self.scatter, totals.T, shift, alpha=-1), counts.sum()
 
+    def upkeep(self) -> None:
+        self._updates += 1
+        if self._updates % self.refresh_every == 0:
+            self.refresh()
+
     @torch.no_grad()
-    def update(self, features: Tensor, labels: Tensor) -> None:
+    def take_in(self, features: Tensor, labels: Tensor) -> None:
         # First in the precision of the window, so that what leaves equals what entered.
         rows = features.detach().to(self.window.dtype).to(self.origin.dtype)
         group = self._class_or_ignored(rows, labels)
         # In parts that no window is too short for: no two rows of a part share a place.
         q = self.queue_size
-        for start in range(0, len(rows), q):
-            self._take_in(rows[start : start + q], group[start : start + q])
-        self._updates += 1
-        if self._updates % self.refresh_every == 0:
-            self.refresh()
+        while len(rows) > q:
+            self._take_in_part(rows[:q], group[:q])
+            rows, group = rows[q:], group[q:]
+        if len(rows):
+            self._take_in_part(rows, group)
 
-    def _take_in(self, rows: Tensor, group: Tensor) -> None:
+    def _take_in_part(self, rows: Tensor, group: Tensor) -> None:
         """Move the windows on by at most Q rows (N, D) of the groups (N,), in order of arrival."""
         n, q, k = len(rows), self.queue_size, self.num_classes
         group, order = group.sort(stable=True)
@@ -316,7 +329,7 @@ class StreamingGaussians(ClassGaussians):
         return self.scatter.clone(), self.scatter_weight
 
     @torch.no_grad()
-    def update(self, features: Tensor, labels: Tensor) -> None:
+    def take_in(self, features: Tensor, labels: Tensor) -> None:
         rows = features.detach().to(self.centres.dtype)
         group = self._class_or_ignored(rows, labels)
         usable = group < self.num_classes

@@ -11,82 +11,107 @@ equation 3; order statistics: Devroye, "Non-Uniform Random Variate Generation", 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from knownot.core.chi_square import ChiSquareTail
 
 
-def tail_radii(
-    shape: tuple[int, ...],
+class TailNoise(NamedTuple):
+    """The random numbers behind the outliers, apart from all that depends on the Gaussians."""
+
+    exponential: Tensor  # (..., t), float64: one for each radius
+    normal: Tensor  # (..., t, D): the directions
+
+
+def draw_tail_noise(
+    classes: int,
+    outliers_per_class: int,
     tail: ChiSquareTail,
-    draws: float,
+    dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> TailNoise:
+    """Draw what `place_outliers` needs for K classes, on the device of `tail`.
+
+    Args:
+        classes: Number of classes K.
+        outliers_per_class: t of the paper.
+        tail: Chi-square quantile for D degrees of freedom.
+        dtype: Of the directions.
+        generator: Source of randomness, on the device of `tail`.
+    """
+    shape, device = (classes, outliers_per_class), tail.cubics.device
+    exponential = torch.empty(shape, dtype=tail.cubics.dtype, device=device)
+    normal = torch.empty((*shape, tail.dim), dtype=dtype, device=device)
+    return TailNoise(
+        exponential.exponential_(generator=generator), normal.normal_(generator=generator)
+    )
+
+
+def tail_radii(exponential: Tensor, tail: ChiSquareTail, draws: float) -> Tensor:
     """The t largest of `draws` radii of standard normal vectors, drawn exactly.
 
     Args:
-        shape: Output shape; the last entry is t, the others are independent repetitions.
+        exponential: Standard exponential random numbers (..., t), all independent.
         tail: Chi-square quantile of the feature width D.
         draws: Number of draws n, at least t; need not be whole (1/n is the tail probability).
-        generator: Source of randomness, on the device of `tail`.
 
     Returns:
-        Radii of shape `shape`, descending along the last axis; dtype of `tail`.
+        Radii (..., t), descending along the last axis; dtype of `tail`.
 
     Raises:
         ValueError: If fewer draws than kept radii are asked for.
     """
-    kept = shape[-1]
+    kept = exponential.shape[-1]
     if draws < kept:
         raise ValueError(
             f"draws: expected at least the {kept} outliers kept per class, got {draws}"
         )
-    exponential = torch.empty(shape, dtype=tail.cubics.dtype, device=tail.cubics.device)
-    exponential.exponential_(generator=generator)
-    remaining = draws - torch.arange(kept, dtype=exponential.dtype, device=exponential.device)
     # -log of the order statistics: u_(n) = V1^(1/n), u_(n-1) = u_(n) V2^(1/(n-1)), and so on,
     # with -log V exponential. Kept as logarithms, 1 - u loses no digit however thin the tail.
-    minus_log_u = exponential.div_(remaining).cumsum(dim=-1)
+    remaining = draws - torch.arange(kept, dtype=exponential.dtype, device=exponential.device)
+    minus_log_u = (exponential / remaining).cumsum(dim=-1)
     logit_tail = minus_log_u.expm1_().log_()
     return tail.log_squared_radius(logit_tail).mul_(0.5).exp_()
 
 
-def sample_virtual_outliers(
+def place_outliers(
+    noise: TailNoise,
     means: Tensor,
     cholesky: Tensor,
     tail: ChiSquareTail,
     *,
     draws_per_class: float = 10_000.0,
-    outliers_per_class: int = 1,
     radius_scale: float = 1.0,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The `outliers_per_class` least likely of `draws_per_class` draws of each class Gaussian.
+    """The least likely of `draws_per_class` draws of each class Gaussian, from their noise.
 
     Args:
+        noise: Of K classes and t outliers each.
         means: Class means (K, D).
         cholesky: Lower factor (D, D) of the shared covariance.
         tail: Chi-square quantile for D degrees of freedom.
         draws_per_class: n of the paper; `1 / n` is the tail probability. Need not be whole.
-        outliers_per_class: t of the paper.
         radius_scale: Stretches all radii; 1 keeps the exact law.
-        generator: Source of randomness, on the device of `means`.
 
     Returns:
         Virtual outliers (K, t, D), least likely first within a class, dtype of `means`.
 
+    Raises:
+        ValueError: If `draws_per_class` is less than t.
+
     Example:
-        >>> outliers = sample_virtual_outliers(
-        ...     torch.zeros(2, 3), torch.eye(3), ChiSquareTail(3), outliers_per_class=4
-        ... )
+        >>> tail = ChiSquareTail(3)
+        >>> noise = draw_tail_noise(classes=2, outliers_per_class=4, tail=tail)
+        >>> outliers = place_outliers(noise, torch.zeros(2, 3), torch.eye(3), tail)
         >>> outliers.shape, bool((outliers.norm(dim=-1) > 3).all())
         (torch.Size([2, 4, 3]), True)
     """
-    k, d = means.shape
-    shape = (k, outliers_per_class)
-    radii = tail_radii(shape, tail, draws_per_class, generator) * radius_scale
-    z = torch.empty((*shape, d), dtype=means.dtype, device=means.device)
-    z.normal_(generator=generator)
-    z *= (radii.to(means.dtype) / torch.linalg.vector_norm(z, dim=-1)).unsqueeze(-1)
-    return means.unsqueeze(1) + z @ cholesky.to(means.dtype).T
+    radii = tail_radii(noise.exponential, tail, draws_per_class) * radius_scale
+    z = noise.normal.to(means.dtype)
+    length = torch.linalg.vector_norm(z, dim=-1)
+    z = z * (radii.to(means.dtype) / length).unsqueeze(-1)
+    outliers: Tensor = means.unsqueeze(1) + z @ cholesky.to(means.dtype).T
+    return outliers
