@@ -1,0 +1,139 @@
+"""Models go to the hub and come back; what a hostile repository holds is not fetched.
+
+The hub is a local HTTP stand-in of the endpoints used (hub_stand_in.py). huggingface_hub reads its
+address when it is imported, so each of these calls runs in an interpreter of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import knownot
+from knownot.errors import ModelFileError
+from knownot.models.hub import FILES, is_hub_id
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, tiny_backbone, tiny_model
+from tests.models.hub_stand_in import TOKEN, hub_stand_in
+
+PHOTOS = [noisy(c, 40 + i) for i in range(6) for c in (*COLOURS.values(), UNKNOWN_COLOUR)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier with something beside it that is nobody's business."""
+    folder = tmp_path_factory.mktemp("hub") / "m"
+    tiny_model().save_pretrained(folder)
+    (folder / "training").mkdir()
+    (folder / "training" / "config.yaml").write_text("data: /home/me/photos\n")
+    return folder
+
+
+def run(address: str, cache: Path, code: str, token: str = TOKEN) -> subprocess.CompletedProcess:
+    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_TOKEN": token}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+    env.pop("HF_HUB_OFFLINE", None)
+    code = f"import knownot\nfrom tests.helpers import tiny_backbone\n{code}"
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True
+    )
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(folder: Path, tmp_path: Path) -> None:
+    with hub_stand_in({".gitattributes": b""}) as (address, hub):
+        done = run(
+            address,
+            tmp_path,
+            f"""
+model = knownot.load({str(folder)!r}, backbone=tiny_backbone())
+print(model.push_to_hub("user/model", private=True))
+again = knownot.load("user/model", backbone=tiny_backbone(5))
+again.save_pretrained({str(tmp_path / "again")!r})
+""",
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"{address}/user/model/commit/" in done.stdout
+    assert sorted(hub.files) == sorted([".gitattributes", *FILES])  # nothing of training/
+    before = knownot.load(folder, backbone=tiny_backbone())
+    after = knownot.load(tmp_path / "again", backbone=tiny_backbone(5))
+    assert after.predict(PHOTOS) == before.predict(PHOTOS)
+    assert after.card == before.card
+
+
+def test_only_the_files_of_a_model_folder_are_fetched(folder: Path, tmp_path: Path) -> None:
+    files = {name: (folder / name).read_bytes() for name in FILES}
+    traps = ["pytorch_model.bin", "modeling.py", "x.safetensors", "../config.json", "a/config.json"]
+    pickled = pickle.dumps(os.getcwd)
+    with hub_stand_in(files | dict.fromkeys(traps, pickled)) as (address, hub):
+        done = run(address, tmp_path, 'knownot.load("user/model", backbone=tiny_backbone())')
+    assert done.returncode == 0, done.stderr
+    fetched = {line.split("/")[-1] for line in hub.asked if "/resolve/" in line}
+    assert fetched == set(FILES)
+    stored = {path.name for path in tmp_path.rglob("snapshots/*/*")}
+    assert stored == set(FILES)
+
+
+def test_what_goes_wrong_is_told(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+def told(call):
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+
+model = knownot.load({str(folder)!r}, backbone=tiny_backbone())
+told(lambda: knownot.load("user/nothing-here"))
+told(lambda: model.push_to_hub("user/model"))
+"""
+    with hub_stand_in() as (address, _):
+        done = run(address, tmp_path, code, token="hf_wrong")
+    nothing, wrong_token = done.stdout.splitlines()
+    assert nothing.startswith("ModelFileError")
+    assert "config.json is missing" in nothing
+    assert wrong_token.startswith("HfHubHTTPError")
+    assert "Invalid credentials" in wrong_token
+
+
+def test_from_pretrained_takes_a_folder_and_checks_the_kind(folder: Path) -> None:
+    model = knownot.UnknownAwareClassifier.from_pretrained(folder, backbone=tiny_backbone())
+    assert model.classes == list(COLOURS)
+    with pytest.raises(ModelFileError, match="holds an UnknownAwareClassifier, not an"):
+        knownot.UnknownAwareDetector.from_pretrained(folder, backbone=tiny_backbone())
+
+
+def test_saving_again_replaces_a_model_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    model = knownot.load(folder, backbone=tiny_backbone())
+    model.save_pretrained(tmp_path / "m")
+    model.alpha = 0.2
+    model.save_pretrained(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["alpha"] == 0.2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(knownot.errors.DataError, match="is no model folder"):
+        model.save_pretrained(tmp_path / "mine")
+
+
+def test_a_model_saved_by_hand_has_a_card_that_claims_nothing(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    head = yaml.safe_load(header)
+    assert head["library_name"] == "knownot"
+    assert head["pipeline_tag"] == "image-classification"
+    assert "model-index" not in head
+    assert "Nothing was recorded" in body
+    assert "among 120 validation" in body
+
+
+@pytest.mark.parametrize(
+    "name", ["./model", "../model", "/a/b", "model", "model/", "a/b/c", "~/model"]
+)
+def test_paths_are_no_hub_ids(name: str) -> None:
+    assert is_hub_id("user/model")
+    assert not is_hub_id(name)
