@@ -24,25 +24,32 @@ TOKEN = "hf_a_token_of_the_test"
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """One hub; `files` are the repository's, by path."""
+    """One hub; `repositories` are its files, by repository and path."""
 
-    files: ClassVar[dict[str, bytes]]
+    repositories: ClassVar[dict[str, dict[str, bytes]]]
     uploads: ClassVar[dict[str, bytes]]
     asked: ClassVar[list[str]]
     protocol_version = "HTTP/1.1"
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files of the repository that is asked for."""
+        path = self._path().removeprefix("/api/models")
+        return self.repositories["/".join(path.split("/")[1:3])]
 
     @property
     def sha(self) -> str:
         return hashlib.sha1(b"".join(self.files.values())).hexdigest()
 
     def do_POST(self) -> None:
-        path = self._path()
+        path = self._heard()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._json({"error": "Invalid credentials"}, 401)
         if path == "/api/repos/create":
             given = json.loads(body)
             name = f"{given.get('organization', 'user')}/{given['name']}"
+            self.repositories.setdefault(name, {".gitattributes": b""})
             return self._json({"url": f"{self._home()}/{name}", "id": name, "name": name})
         if path == "/api/validate-yaml":
             header = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
@@ -73,7 +80,7 @@ class StandIn(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        assert hashlib.sha256(data).hexdigest() == self._path().removeprefix("/upload/")
+        assert hashlib.sha256(data).hexdigest() == self._heard().removeprefix("/upload/")
         self.uploads[hashlib.sha256(data).hexdigest()] = data
         self._json({})
 
@@ -81,10 +88,12 @@ class StandIn(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self._path()
+        path = self._heard()
         if re.fullmatch(r"/api/models/[\w-]+/[\w-]+(/revision/[\w.-]+)?", path):
             siblings = [{"rfilename": name} for name in self.files]
-            return self._json({"id": "user/model", "sha": self.sha, "siblings": siblings})
+            return self._json(
+                {"id": path.split("/revision")[0], "sha": self.sha, "siblings": siblings}
+            )
         if "/tree/" in path:
             entries = [
                 {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
@@ -105,9 +114,11 @@ class StandIn(BaseHTTPRequestHandler):
                 self.files[value["path"]] = self.uploads[value["oid"]]
 
     def _path(self) -> str:
-        path = unquote(urlsplit(self.path).path)
-        self.asked.append(f"{self.command} {path}")
-        return path
+        return unquote(urlsplit(self.path).path)
+
+    def _heard(self) -> str:
+        self.asked.append(f"{self.command} {self._path()}")
+        return self._path()
 
     def _home(self) -> str:
         return f"http://{self.headers['Host']}"
@@ -120,7 +131,9 @@ class StandIn(BaseHTTPRequestHandler):
     ) -> None:
         self.send_response(status)
         every = {"Content-Type": kind, "Content-Length": str(len(data)), "ETag": f'"{_etag(data)}"'}
-        for name, value in (every | {"X-Repo-Commit": self.sha} | (headers or {})).items():
+        if "/resolve/" in self._path():
+            every["X-Repo-Commit"] = self.sha
+        for name, value in (every | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -135,9 +148,11 @@ def _etag(data: bytes) -> str:
 
 
 @contextmanager
-def hub_stand_in(files: dict[str, bytes] | None = None) -> Iterator[tuple[str, type[StandIn]]]:
-    """A running stand-in that holds `files`: its address, and the class that tells what was asked."""
-    kind = type("Hub", (StandIn,), {"files": dict(files or {}), "uploads": {}, "asked": []})
+def hub_stand_in(
+    repositories: dict[str, dict[str, bytes]],
+) -> Iterator[tuple[str, type[StandIn]]]:
+    """A running stand-in with these files: its address, and the class that tells what was asked."""
+    kind = type("Hub", (StandIn,), {"repositories": repositories, "uploads": {}, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

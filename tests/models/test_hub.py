@@ -1,16 +1,16 @@
 """Models go to the hub and come back; what a hostile repository holds is not fetched.
 
 The hub is a local HTTP stand-in of the endpoints used (hub_stand_in.py). huggingface_hub reads its
-address when it is imported, so each of these calls runs in an interpreter of its own.
+address when it is imported, so these calls run in an interpreter of their own.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import yaml
 
 import knownot
 from knownot.errors import ModelFileError
-from knownot.models.hub import FILES, is_hub_id
+from knownot.models.hub import FILES, download, is_hub_id
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, tiny_backbone, tiny_model
 from tests.models.hub_stand_in import TOKEN, hub_stand_in
 
@@ -35,70 +35,85 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(address: str, cache: Path, code: str, token: str = TOKEN) -> subprocess.CompletedProcess:
-    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_TOKEN": token}
-    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
-    env.pop("HF_HUB_OFFLINE", None)
-    code = f"import knownot\nfrom tests.helpers import tiny_backbone\n{code}"
-    root = Path(__file__).parents[2]
-    return subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True
-    )
+CODE = """
+import sys
+import knownot
+from tests.helpers import tiny_backbone
 
-
-def test_a_model_goes_to_the_hub_and_comes_back(folder: Path, tmp_path: Path) -> None:
-    with hub_stand_in({".gitattributes": b""}) as (address, hub):
-        done = run(
-            address,
-            tmp_path,
-            f"""
-model = knownot.load({str(folder)!r}, backbone=tiny_backbone())
-print(model.push_to_hub("user/model", private=True))
-again = knownot.load("user/model", backbone=tiny_backbone(5))
-again.save_pretrained({str(tmp_path / "again")!r})
-""",
-        )
-    assert done.returncode == 0, done.stderr
-    assert f"{address}/user/model/commit/" in done.stdout
-    assert sorted(hub.files) == sorted([".gitattributes", *FILES])  # nothing of training/
-    before = knownot.load(folder, backbone=tiny_backbone())
-    after = knownot.load(tmp_path / "again", backbone=tiny_backbone(5))
-    assert after.predict(PHOTOS) == before.predict(PHOTOS)
-    assert after.card == before.card
-
-
-def test_only_the_files_of_a_model_folder_are_fetched(folder: Path, tmp_path: Path) -> None:
-    files = {name: (folder / name).read_bytes() for name in FILES}
-    traps = ["pytorch_model.bin", "modeling.py", "x.safetensors", "../config.json", "a/config.json"]
-    pickled = pickle.dumps(os.getcwd)
-    with hub_stand_in(files | dict.fromkeys(traps, pickled)) as (address, hub):
-        done = run(address, tmp_path, 'knownot.load("user/model", backbone=tiny_backbone())')
-    assert done.returncode == 0, done.stderr
-    fetched = {line.split("/")[-1] for line in hub.asked if "/resolve/" in line}
-    assert fetched == set(FILES)
-    stored = {path.name for path in tmp_path.rglob("snapshots/*/*")}
-    assert stored == set(FILES)
-
-
-def test_what_goes_wrong_is_told(folder: Path, tmp_path: Path) -> None:
-    code = f"""
 def told(call):
     try:
         call()
     except Exception as error:
         print(type(error).__name__, " ".join(str(error).split()))
 
-model = knownot.load({str(folder)!r}, backbone=tiny_backbone())
-told(lambda: knownot.load("user/nothing-here"))
-told(lambda: model.push_to_hub("user/model"))
+folder, again = sys.argv[1:]
+model = knownot.load(folder, backbone=tiny_backbone())
+print(model.push_to_hub("user/model", private=True))
+knownot.load("user/model", backbone=tiny_backbone(5)).save_pretrained(again)
+knownot.load("user/traps", backbone=tiny_backbone())
+told(lambda: knownot.load("user/nothing"))
+told(lambda: model.push_to_hub("user/model", token="hf_wrong"))
 """
-    with hub_stand_in() as (address, _):
-        done = run(address, tmp_path, code, token="hf_wrong")
-    nothing, wrong_token = done.stdout.splitlines()
+
+
+@dataclass
+class Visit:
+    """What one interpreter did at the hub: its lines, the repositories after, what was asked."""
+
+    lines: list[str]
+    again: Path
+    cache: Path
+    address: str
+    repositories: dict[str, dict[str, bytes]]
+    asked: list[str]
+
+
+@pytest.fixture(scope="module")
+def visit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    scratch = tmp_path_factory.mktemp("visit")
+    traps = ["pytorch_model.bin", "modeling.py", "x.safetensors", "../config.json", "a/config.json"]
+    held = {name: (folder / name).read_bytes() for name in FILES}
+    repositories = {"user/traps": held | dict.fromkeys(traps, b"trap"), "user/nothing": {}}
+    with hub_stand_in(repositories) as (address, hub):
+        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(scratch), "HF_TOKEN": TOKEN}
+        env |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, str(folder), str(scratch / "again")],
+            env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    return Visit(lines, scratch / "again", scratch, address, repositories, hub.asked)
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(visit: Visit, folder: Path) -> None:
+    assert visit.lines[0].startswith(f"{visit.address}/user/model/commit/")
+    sent = visit.repositories["user/model"]
+    assert sorted(sent) == sorted([".gitattributes", *FILES])  # nothing of training/
+    before = knownot.load(folder, backbone=tiny_backbone())
+    after = knownot.load(visit.again, backbone=tiny_backbone(5))
+    assert after.predict(PHOTOS) == before.predict(PHOTOS)
+    assert after.card == before.card
+
+
+def test_only_the_files_of_a_model_folder_are_fetched(visit: Visit) -> None:
+    fetched = {line.split("/resolve/")[1] for line in visit.asked if "user/traps/resolve" in line}
+    assert {name.split("/", 1)[1] for name in fetched} == set(FILES)
+    stored = {path.name for path in visit.cache.glob("hub/models--user--traps/snapshots/*/*")}
+    assert stored == set(FILES)
+
+
+def test_what_goes_wrong_is_told(visit: Visit) -> None:
+    nothing, wrong_token = visit.lines[-2:]
     assert nothing.startswith("ModelFileError")
     assert "config.json is missing" in nothing
     assert wrong_token.startswith("HfHubHTTPError")
     assert "Invalid credentials" in wrong_token
+
+
+def test_without_a_network_the_remedy_is_named() -> None:
+    with pytest.raises(ModelFileError, match="check the name and the network"):
+        download("user/model", local_files_only=True)
 
 
 def test_from_pretrained_takes_a_folder_and_checks_the_kind(folder: Path) -> None:
