@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import pickle
@@ -21,8 +23,11 @@ from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, tiny_backbone, tiny_mo
 PHOTOS = [noisy(c, 40 + i) for i in range(6) for c in (*COLOURS.values(), UNKNOWN_COLOUR)]
 
 
+trained = functools.cache(tiny_model)
+
+
 def saved(folder: Path, **options) -> UnknownAwareClassifier:
-    model = tiny_model(**options)
+    model = copy.deepcopy(trained(**options))
     save(model, folder)
     return model
 
@@ -47,7 +52,7 @@ def test_the_folder_is_readable_by_others_and_complete(tmp_path: Path) -> None:
     saved(tmp_path / "m")
     assert sorted(os.listdir(tmp_path)) == ["m"]  # no temporary is left
     files = sorted(p.name for p in (tmp_path / "m").iterdir())
-    assert files == ["calibration.safetensors", "config.json", "model.safetensors"]
+    assert files == ["README.md", "calibration.safetensors", "config.json", "model.safetensors"]
     umask = os.umask(0)
     os.umask(umask)
     for path in (tmp_path / "m").iterdir():
@@ -146,7 +151,7 @@ class Evil:
         return (os.mkdir, ("pwned",))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "calibration.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "calibration.safetensors"])
 def test_a_pickle_in_disguise_is_not_executed(tmp_path: Path, name: str, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     saved(tmp_path / "m")
@@ -160,6 +165,12 @@ def test_a_pickle_in_disguise_is_not_executed(tmp_path: Path, name: str, monkeyp
     ("key", "value"),
     [
         ("bank_size", 10_000_000),
+        ("bank_size", 0),
+        ("classes", ["a", "../../etc/cron.d/x"]),
+        ("classes", ["a", "..\\up"]),
+        ("classes", ["a", "/etc/passwd"]),
+        ("classes", ["a", "\x1b[2J"]),
+        ("classes", ["a", ""]),
         ("backbone_dim", 1_000_000),
         ("bottleneck", 999_999),
         ("classes", ["a", "b", "c"]),
@@ -170,7 +181,11 @@ def test_a_pickle_in_disguise_is_not_executed(tmp_path: Path, name: str, monkeyp
         ("task", "launch"),
         ("default_score", "magic"),
         ("combined_parts", ["a"]),
+        ("combined_parts", ["vos.phi"]),
+        ("combined_parts", []),
         ("architecture", "../../etc/passwd"),
+        ("architecture", "hf-hub:nobody/evil"),
+        ("architecture", "vit_giant_patch14_clip_224"),  # 4 GB, were it built
         ("surprise", 1),
         ("vos", {"queue_size": 10**9}),
     ],
@@ -184,6 +199,70 @@ def test_a_configuration_that_lies_is_refused(tmp_path: Path, key: str, value) -
     backbone = None if key == "architecture" else tiny_backbone()
     with pytest.raises(knownot.errors.KnownotError):
         load(tmp_path / "m", backbone=backbone)
+
+
+def test_sizes_that_would_fill_the_memory_take_none(tmp_path: Path) -> None:
+    """Without a bottleneck, features 1,000,000 wide ask for 8 TB of Gaussians."""
+    saved(tmp_path / "m")
+    folder = tmp_path / "m"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"backbone_dim": 1_000_000, "bottleneck": None, "standardise": False, "bank_size": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["head.weight"] = torch.zeros(2, 1_000_000)  # the wide tensors that are small are there
+    tensors["feature_scores.means"] = torch.zeros(2, 1_000_000)
+    tensors["feature_scores.bank"] = torch.zeros(1, 1_000_000)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"has shape .* config\.json says .*1000000"):
+        load(folder, backbone=tiny_backbone())
+
+
+@pytest.mark.parametrize("shape", [[2**40, 2**40], [-1], [2**63], [10**30], "8", None], ids=str)
+@pytest.mark.parametrize("name", ["model.safetensors", "calibration.safetensors"])
+def test_a_header_that_lies_is_refused(tmp_path: Path, name: str, shape) -> None:
+    saved(tmp_path / "m")
+    path = tmp_path / "m" / name
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header[next(key for key in header if key != "__metadata__")]["shape"] = shape
+    lying = json.dumps(header).encode()
+    path.write_bytes(len(lying).to_bytes(8, "little") + lying + data[end:])
+    with pytest.raises(ModelFileError):
+        load(tmp_path / "m", backbone=tiny_backbone())
+
+
+def test_a_header_as_long_as_the_address_space_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    path.write_bytes((2**63).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(ModelFileError, match="not a readable weights file"):
+        load(tmp_path / "m", backbone=tiny_backbone())
+
+
+def test_a_configuration_without_end_is_not_read(tmp_path: Path) -> None:
+    saved(tmp_path / "m")
+    with (tmp_path / "m" / "config.json").open("r+b") as file:
+        file.truncate(2**40)  # a sparse file of a terabyte
+    with pytest.raises(ModelFileError, match="is larger than 16 MiB"):
+        load(tmp_path / "m", backbone=tiny_backbone())
+
+
+def test_scores_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "m")
+    path = tmp_path / "m" / "calibration.safetensors"
+    save_file(load_file(path) | {"magic.scores": torch.ones(3)}, path)
+    with pytest.raises(ModelFileError, match="magic"):
+        load(tmp_path / "m", backbone=tiny_backbone())
+
+
+def test_pickles_beside_the_model_are_left_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "m")
+    for name in ("pytorch_model.bin", "model.pth", "calibration.pkl", "modeling.py"):
+        (tmp_path / "m" / name).write_bytes(pickle.dumps(Evil()))
+    load(tmp_path / "m", backbone=tiny_backbone())
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\xff\xfe", '{"classes": 1}'])

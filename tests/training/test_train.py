@@ -68,7 +68,15 @@ def test_a_folder_of_photos_becomes_a_model_folder(photos: Path, tmp_path: Path,
     assert "vos_loss" in log[0]
     assert len(log) == 1 + 6
     assert json.loads((tmp_path / "m" / "training" / "metrics.json").read_text()) == result.metrics
-    assert f"{result.metrics['val_accuracy']:.1%}" in (tmp_path / "m" / "README.md").read_text()
+    card = (tmp_path / "m" / "README.md").read_text()
+    low, high = result.metrics["val_accuracy_interval"]
+    assert low <= result.metrics["val_accuracy"] <= high
+    assert f"| {result.metrics['val_accuracy']:.1%} | {low:.1%} to {high:.1%} |" in card
+    for title in ("Data and classes", "Measured", "Calibration", "Limits", "Use"):
+        assert f"\n## {title}\n" in card
+    header = yaml.safe_load(card.split("---\n")[1])
+    (measured,) = header["model-index"][0]["results"]
+    assert measured["metrics"][0]["value"] == result.metrics["val_accuracy"]
 
     model = load(tmp_path / "m", backbone=tiny_backbone(7))
     known = model.predict([noisy(c, 9000) for c in COLOURS.values()])

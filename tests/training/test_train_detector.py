@@ -63,6 +63,9 @@ def test_a_detector_learns_and_its_folder_tells(
     assert 0 < learned["box_threshold"] < 1
     card = (detector_folder / "README.md").read_text()
     assert f"{learned['val_map']:.1%}" in card
+    low, high = learned["val_found_interval"]
+    assert f"| {learned['val_found']:.1%} | {low:.1%} to {high:.1%} |" in card
+    assert 0.3 < learned["val_found"] <= 1
     config = yaml.safe_load((detector_folder / "training" / "config.yaml").read_text())
     assert config["task"] == "detect"
     logs = (detector_folder / "training" / "csv" / "metrics.csv").read_text()

@@ -93,14 +93,14 @@ class CombinedScore(nn.Module):
 
     def __init__(self, parts: Sequence[str], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        chosen = torch.ones(len(parts)) if weights is None else torch.as_tensor(weights).float()
-        if not parts or len(chosen) != len(parts) or (chosen < 0).any() or not chosen.any():
+        chosen = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
+        if not parts or len(chosen) != len(parts) or min(chosen) < 0 or not any(chosen):
             raise ValueError(
                 f"weights: expected one number of at least 0 for each of {list(parts)}, not all 0; "
-                f"got {chosen.tolist()}"
+                f"got {chosen}"
             )
         self.parts = list(parts)
-        self.register_buffer("weights", chosen)
+        self.register_buffer("weights", torch.tensor(chosen, dtype=torch.float32))
         self.log_p = nn.ModuleDict({part: TailLogP() for part in self.parts})
 
     def fit(self, scores: Mapping[str, Tensor]) -> CombinedScore:

@@ -16,7 +16,7 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
-from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
+from knownot.models.unknown_aware import ScoreName, UnknownAwareModel, VosSettings
 
 
 class _Common(BaseModel):
@@ -27,9 +27,9 @@ class _Common(BaseModel):
     vos: VosSettings
     alpha: float = Field(gt=0, lt=1)
     classwise: bool
-    default_score: str
-    combined_parts: list[str]
-    bank_size: int = Field(ge=0, le=10_000_000)
+    default_score: ScoreName
+    combined_parts: list[ScoreName] = Field(min_length=1)
+    bank_size: int = Field(ge=1, le=10_000_000)
     knn_k: int = Field(ge=1)
     versions: dict[str, str] = {}
 
@@ -41,16 +41,6 @@ class _Common(BaseModel):
             len(self.classes), scored_dim, self.bank_size, self.knn_k
         )
         model.combined = CombinedScore(self.combined_parts)
-
-    def _shapes(self, width: int, scored_dim: int) -> dict[str, list[int]]:
-        shapes = {
-            "feature_scores.bank": [self.bank_size, scored_dim],
-            "feature_scores.means": [len(self.classes), scored_dim],
-        }
-        if self.vos.gaussians == "window":
-            rows = len(self.classes) * self.vos.queue_size + 1
-            shapes["vos.gaussians.window"] = [rows, width]
-        return shapes
 
 
 class ClassifierConfig(_Common):
@@ -88,12 +78,6 @@ class ClassifierConfig(_Common):
         self._dress(model, self.backbone_dim)
         return model
 
-    def shapes(self) -> dict[str, list[int]]:
-        """Shapes that the weights must have by this configuration, by name."""
-        width = self.bottleneck or self.backbone_dim
-        head = {"head.weight": [len(self.classes), width]}
-        return head | self._shapes(width, self.backbone_dim)
-
 
 class DetectorConfig(_Common):
     """A detector's `config.json`."""
@@ -111,14 +95,6 @@ class DetectorConfig(_Common):
         model.box_threshold = self.box_threshold
         self._dress(model, self.detector.feature_dim)
         return model
-
-    def shapes(self) -> dict[str, list[int]]:
-        """Shapes that the weights must have by this configuration, by name."""
-        width = self.detector.feature_dim
-        head = {
-            "regions.model.roi_heads.box_predictor.cls_score.weight": [len(self.classes) + 1, width]
-        }
-        return head | self._shapes(width, width)
 
 
 FolderConfig = ClassifierConfig | DetectorConfig

@@ -11,20 +11,22 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from knownot.core.calibration import ConformalCalibration
-from knownot.errors import DataError, ModelFileError
+from knownot.errors import ConfigError, DataError, ModelFileError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.folder_config import FolderConfig, describe, parse_config
-from knownot.models.unknown_aware import UnknownAwareModel
+from knownot.models.hub import CALIBRATION, CARD, CONFIG, WEIGHTS, download, is_hub_id
+from knownot.models.model_card import model_card
+from knownot.models.unknown_aware import ScoreName, UnknownAwareModel
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CALIBRATION = "calibration.safetensors"
+# 20,000 class names and a long card are below it; it bounds what a stranger's folder makes us read.
+_MAX_TEXT = 16 * 2**20
 _PROPOSALS = "proposals.objectness"
 
 
@@ -60,6 +62,7 @@ def save(
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
         (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+        (temporary / CARD).write_text(model.card or model_card(model))
         save_file(state, temporary / WEIGHTS)
         save_file(_calibration_tensors(model), temporary / CALIBRATION)
         for name in (WEIGHTS, CALIBRATION):  # safetensors writes files that only the owner reads
@@ -94,7 +97,11 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def load(
-    folder: str | Path, *, backbone: nn.Module | None = None, device: str = "cpu"
+    folder: str | Path,
+    *,
+    backbone: nn.Module | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
 ) -> UnknownAwareClassifier | UnknownAwareDetector:
     """Load a model folder, or a repository of the Hugging Face hub by its id `owner/name`.
 
@@ -102,18 +109,19 @@ def load(
         folder: Model folder or hub id.
         backbone: The backbone, for a model that was built around a module of your own.
         device: Where the model is put, or "auto" for the best device there is.
+        revision: Branch, tag or commit of a repository on the hub.
 
     Raises:
         ModelFileError: If the folder is missing, incomplete, damaged or not to be trusted.
     """
     from safetensors.torch import load_file
 
-    folder = _local(folder)
+    folder = _local(folder, revision)
     config = _read_config(folder)
-    _check_shapes(folder / WEIGHTS, config)
     try:
+        _check_shapes(folder / WEIGHTS, config, backbone)
         model = config.build(backbone)
-    except ModelFileError as error:
+    except (ConfigError, ModelFileError) as error:
         raise ModelFileError(f"{folder}: {error}") from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
@@ -131,6 +139,7 @@ def load(
         raise ModelFileError(f"{folder / CALIBRATION}: is damaged ({error})") from None
     if config.default_score not in model.calibrations:
         raise ModelFileError(f"{folder / CALIBRATION}: no scores of {config.default_score!r}")
+    model.card = _read_card(folder)
     return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()
 
 
@@ -143,20 +152,12 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _local(folder: str | Path) -> Path:
+def _local(folder: str | Path, revision: str | None) -> Path:
     path = Path(folder)
     if path.exists():
         return path
-    name = str(folder)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(name, allow_patterns=[CONFIG, "*.safetensors"]))
-        except Exception as error:
-            raise ModelFileError(
-                f"{name}: no such folder here, and not found on the hub ({type(error).__name__})"
-            ) from None
+    if is_hub_id(str(folder)):
+        return download(str(folder), revision)
     raise ModelFileError(f"{folder}: no such model folder")
 
 
@@ -165,26 +166,44 @@ def _read_config(folder: Path) -> FolderConfig:
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: is no model folder ({name} is missing)")
     try:
-        return parse_config((folder / CONFIG).read_text())
+        return parse_config(_read_text(folder / CONFIG))
     except ValueError as error:
         problem = str(error).splitlines()
         raise ModelFileError(f"{folder / CONFIG}: {' '.join(problem[:3])}") from None
 
 
-def _check_shapes(weights: Path, config: FolderConfig) -> None:
-    """Hold the sizes in the configuration against the file's, before any memory is taken."""
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_MAX_TEXT + 1)
+    if len(data) > _MAX_TEXT:
+        raise ValueError(f"is larger than {_MAX_TEXT // 2**20} MiB")
+    return data.decode()
+
+
+def _read_card(folder: Path) -> str | None:
+    try:
+        return _read_text(folder / CARD)
+    except (OSError, ValueError):  # it is for people; a model works without
+        return None
+
+
+def _check_shapes(weights: Path, config: FolderConfig, backbone: nn.Module | None) -> None:
+    """Hold the sizes that the configuration asks for against the file's, before memory is taken."""
     from safetensors import safe_open
 
-    expected = config.shapes()
+    with torch.device("meta"):  # shapes without memory
+        expected = config.build(backbone).state_dict()
     try:
         with safe_open(weights, "pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in expected}
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise ModelFileError(f"{weights}: not a readable weights file ({error})") from None
-    for name, shape in expected.items():
-        if found[name] != shape:
+        raise ModelFileError(f"{WEIGHTS} is not a readable weights file ({error})") from None
+    for name, tensor in expected.items():
+        if name not in found:
+            raise ModelFileError(f"{WEIGHTS} lacks {name}, which {CONFIG} asks for")
+        if found[name] != list(tensor.shape):
             raise ModelFileError(
-                f"{weights}: {name} has shape {found[name]}, {CONFIG} says {shape}"
+                f"{name} in {WEIGHTS} has shape {found[name]}, {CONFIG} says {list(tensor.shape)}"
             )
 
 
@@ -201,6 +220,8 @@ def _calibration_tensors(model: UnknownAwareModel) -> dict[str, Tensor]:
 
 def _calibrations(tensors: dict[str, Tensor], classwise: bool) -> dict[str, ConformalCalibration]:
     names = [key.removesuffix(".scores") for key in tensors if key.endswith(".scores")]
+    if strange := set(names) - set(get_args(ScoreName)):
+        raise ValueError(f"unknown scores {sorted(strange)}")
     return {
         name: ConformalCalibration(
             tensors[f"{name}.scores"], tensors[f"{name}.groups"] if classwise else None

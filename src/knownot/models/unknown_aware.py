@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -17,9 +18,11 @@ from knownot.core.phi import PhiName
 from knownot.core.scores import FeatureScores, max_softmax
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.errors import ConfigError, ModelFileError
+from knownot.models.hub import HubMethods
 
 UNKNOWN = "unknown"
 COMBINED = "combined"
+ScoreName = Literal["energy", "vos", "msp", "mahalanobis", "knn", "combined"]
 # The parts of the default score: what the method trains, and what the features give for free.
 COMBINED_PARTS = ("vos", "mahalanobis", "knn")
 
@@ -40,7 +43,7 @@ class VosSettings(BaseModel):
     shrinkage: Shrinkage = "oas"
 
 
-class UnknownAwareModel(nn.Module):
+class UnknownAwareModel(HubMethods, nn.Module):
     """A model whose answers, one a row, carry `ood_score` and p-value.
 
     A row is a photo (classifier) or a box (detector). Sub-classes build `vos` and compute features
@@ -49,6 +52,14 @@ class UnknownAwareModel(nn.Module):
     Args:
         classes: Class names.
         alpha: Share of in-distribution rows that may be called unknown.
+
+    Raises:
+        ConfigError: If a class name is empty, holds control characters, or would lead out of a
+            folder that is named after it.
+
+    Attributes:
+        card: Markdown text of the model card; None until one is written or loaded, and again after
+            a new calibration.
     """
 
     task: ClassVar[Literal["classify", "detect"]]
@@ -56,13 +67,14 @@ class UnknownAwareModel(nn.Module):
 
     def __init__(self, classes: Sequence[str], alpha: float) -> None:
         super().__init__()
-        self.classes = list(classes)
+        self.classes = [_plain_name(name) for name in classes]
         self.alpha = alpha
         self.classwise = False
         self.default_score = COMBINED
         self.feature_scores: FeatureScores | None = None
         self.combined: CombinedScore | None = None
         self.calibrations: dict[str, ConformalCalibration] = {}
+        self.card: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +125,7 @@ class UnknownAwareModel(nn.Module):
                 with them, the scales on which the parts of the combined score are added.
         """
         self.combined = None
+        self.card = None
         rows = logits.to(self.device), features.to(self.device)
         scores = {name: score.cpu() for name, score in self.row_scores(*rows).items()}
         combined = CombinedScore([part for part in COMBINED_PARTS if part in scores])
@@ -161,3 +174,16 @@ class UnknownAwareModel(nn.Module):
                 f"score: expected one of {', '.join(self.calibrations)}, got {score!r}"
             )
         return self.calibrations[score]
+
+
+def _plain_name(name: str) -> str:
+    # Names come from model folders of strangers and end up in file names and on terminals.
+    parts = re.split(r"[/\\]", name)
+    if (
+        not name.strip()
+        or ".." in parts
+        or not parts[0]
+        or any(c < " " or c == "\x7f" for c in name)
+    ):
+        raise ConfigError(f"classes: {name!r} is no usable name; rename it")
+    return name

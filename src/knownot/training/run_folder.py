@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from knownot.errors import ConfigError, DataError
-from knownot.models.model_folder import CONFIG
+from knownot.models.hub import CONFIG
 from knownot.training.config import Config
 
 # Settings that may differ when an interrupted run goes on: they do not touch its result.

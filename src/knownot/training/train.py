@@ -12,8 +12,10 @@ from torch import Tensor
 
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
 from knownot.errors import DataError
+from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, choose_device, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
@@ -21,7 +23,6 @@ from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.lightning_module import VosTraining
-from knownot.training.model_card import model_card
 from knownot.training.plan import make_plan, steps_per_epoch
 from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
@@ -76,12 +77,15 @@ def train(
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
     model.calibrate(val.rows, config.classwise)
-    metrics = _metrics(model, learned, val, time.monotonic() - started)
+    metrics = _metrics(model, learned, val) | {
+        "finetune": config.finetune,
+        "seconds": time.monotonic() - started,
+    }
+    model.card = model_card(model, metrics)
 
     def add_training_files(folder: Path) -> None:
         write_training_files(folder / "training", config, metrics, skipped)
         run.copy_logs(folder / "training")
-        (folder / "README.md").write_text(model_card(model, config, metrics))
 
     save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
     run.remove()
@@ -166,24 +170,33 @@ def _fit(
 
 @torch.no_grad()
 def _metrics(
-    model: UnknownAwareClassifier, learned: FeatureRows, val: FeatureRows, seconds: float
+    model: UnknownAwareClassifier, learned: FeatureRows, val: FeatureRows
 ) -> dict[str, Any]:
     output = model.classify(val.rows.to(model.device))
     correct = output.logits.argmax(1).cpu() == val.labels
+    of_class = {name: correct[val.labels == k] for k, name in enumerate(model.classes)}
+    of_class = {name: right for name, right in of_class.items() if len(right)}
     return {
         "task": "classify",
         "n_train": len(learned),
+        "n_train_per_class": _counts(learned.labels, model.classes),
         "n_val": len(val),
+        "n_val_per_class": _counts(val.labels, model.classes),
         "val_accuracy": float(correct.double().mean()),
-        "val_accuracy_per_class": {
-            name: float(correct[val.labels == k].double().mean())
-            for k, name in enumerate(model.classes)
-            if (val.labels == k).any()
+        "val_accuracy_interval": binomial_interval(int(correct.sum()), len(correct)),
+        "val_accuracy_per_class": {n: float(r.double().mean()) for n, r in of_class.items()},
+        "val_accuracy_interval_per_class": {
+            name: binomial_interval(int(right.sum()), len(right))
+            for name, right in of_class.items()
         },
         "alpha": model.alpha,
         "score": model.default_score,
         "threshold": model.threshold(),
         "radius_ratio": model.vos.radius_ratio,
         "vos_started": model.vos.started,
-        "seconds": seconds,
     }
+
+
+def _counts(labels: Tensor, classes: list[str]) -> dict[str, int]:
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    return dict(zip(classes, counts, strict=True))

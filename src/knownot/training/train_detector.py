@@ -15,7 +15,9 @@ from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.evaluation.box_metrics import best_f1_threshold, mean_average_precision
 from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object, joined
+from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, choose_device, load, save
 from knownot.models.regions import Detections
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
@@ -23,7 +25,6 @@ from knownot.training.batches import readable
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
-from knownot.training.model_card import detector_card
 from knownot.training.plan import make_detection_plan, steps_per_epoch
 from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
@@ -83,7 +84,10 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
     metrics: dict[str, Any] = {
         "task": "detect",
         "n_train": len(splits.train),
+        "n_train_per_class": splits.train.counts(),
         "n_val": len(splits.val),
+        "n_val_per_class": splits.val.counts(),
+        **_found_share(found, splits.val, model.box_threshold),
         "val_map": measured["map"],
         "val_map_50": measured["map_50"],
         "val_map_per_class": measured["per_class"],
@@ -97,11 +101,11 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
         "vos_started": model.vos.started,
         "seconds": time.monotonic() - started,
     }
+    model.card = model_card(model, metrics)
 
     def add_training_files(folder: Path) -> None:
         write_training_files(folder / "training", config, metrics, skipped)
         run.copy_logs(folder / "training")
-        (folder / "README.md").write_text(detector_card(model, config, metrics))
 
     save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
     run.remove()
@@ -242,6 +246,21 @@ def _found_objects(photos: DetectionSet, found: dict[int, Detections]) -> Detect
         parts.append({name: detections[name][right] for name in _ROWS})
     together = joined(parts)
     return together if len(together["labels"]) else None
+
+
+def _found_share(
+    found: dict[int, Detections], photos: DetectionSet, box_threshold: float
+) -> dict[str, Any]:
+    """Share of the known objects that a box above the threshold finds, with its interval."""
+    right = sum(
+        int((finds_object(d, photos.objects[i]) & (d["scores"] >= box_threshold)).sum())
+        for i, d in found.items()
+    )
+    objects = sum(photos.counts().values())
+    return {
+        "val_found": right / objects,
+        "val_found_interval": binomial_interval(right, objects),
+    }
 
 
 def _map(found: dict[int, Detections], photos: DetectionSet) -> dict[str, Any]:
