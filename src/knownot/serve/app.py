@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -27,7 +27,7 @@ from knownot.serve.served_model import ServedClassifier, Settings
 from knownot.serve.service import Batching, Service
 from knownot.serve.uploads import FIELD
 
-# What is here is served at `/`.
+# What is here is served at `/static`, and `index.html` at `/`.
 STATIC = Path(__file__).parent / "static"
 _REFUSALS = {
     408: "The upload took too long.",
@@ -95,7 +95,7 @@ def create_app(
     app.add_middleware(Exchange, observe=service.metrics.request)
     _add_error_handlers(app)
     _add_routes(app, service, [] if api_key is None else [Depends(_key_check(api_key))])
-    app.mount("/", StaticFiles(directory=STATIC, html=True), name="static")
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 
 
@@ -133,6 +133,10 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any]) -> None:
         photos = await service.predict(request, settings)
         answers = Answers(score=settings.score, alpha=settings.alpha, photos=photos)
         return Response(answers.model_dump_json(), media_type="application/json")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
 
     @app.get("/model", responses=told, dependencies=protected)
     async def describe() -> ModelInfo:
@@ -176,8 +180,9 @@ def _key_check(api_key: str) -> Any:
     async def check(
         sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
     ) -> None:
+        # As starlette reads headers, byte by byte.
         given = "" if sent is None else sent.credentials
-        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected):
+        if not hmac.compare_digest(given.encode("latin-1"), expected):
             raise RefusedError(
                 401,
                 "wrong_key",

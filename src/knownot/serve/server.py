@@ -49,11 +49,11 @@ def serve(
     Raises:
         KnownotError: If the model cannot be served, or the address cannot be had.
     """
-    limits = limits or Limits()
-    set_up()
+    limits, threads = limits or Limits(), threads or usable_cores()
     key = api_key()
-    listener = listen(host, port)
-    with listener:
+    with listen(host, port) as listener:
+        served = ServedClassifier(load_model(model, threads))
+        set_up()
         address = "http://{}:{}".format(
             f"[{host}]" if ":" in host else host, listener.getsockname()[1]
         )
@@ -64,14 +64,9 @@ def serve(
                 level=logging.WARNING,
                 address=address,
             )
-        threads = threads or usable_cores()
-        served = ServedClassifier(load_model(model, threads))
         app = create_app(served, limits, batching, api_key=key)
         log("serving", address=address, model=str(model), threads=threads)
-        try:
-            make_server(app, limits, root_path).run(sockets=[listener])
-        finally:
-            log("stopped")
+        make_server(app, limits, root_path).run(sockets=[listener])
 
 
 def make_server(app: FastAPI, limits: Limits, root_path: str = "") -> uvicorn.Server:
@@ -120,10 +115,21 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: If the address is not to be had.
     """
+    listener = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # With its protocol, unlike `socket.create_server`: asyncio sets TCP_NODELAY only where it is
+        # told that this is TCP, and without it every answer waits 40 ms for the client's kernel.
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        return listener
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise ConfigError(
             f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port or --host"
         ) from None

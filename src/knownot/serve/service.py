@@ -82,6 +82,7 @@ class Service:
         finally:
             worker.cancel()
             self._decoders.shutdown(wait=False, cancel_futures=True)
+            log("stopped")
 
     async def predict(self, request: Request, settings: Settings) -> list[PhotoAnswer]:
         """Answers for the photos of a request, in order; of one alone, its error is raised.
