@@ -2,6 +2,8 @@
 
     KnownotError
     ├── DataError        a folder, a photo or a label is not usable; names the file and the remedy
+    │   ├── PhotoFormatError  a file is no photo of a format that is read
+    │   └── PhotoSizeError    a photo has too many pixels
     ├── ConfigError      a setting is unknown, out of range or contradicts another
     ├── ModelFileError   a model folder is incomplete, damaged or not to be trusted
     ├── ExportError      an exported model does not give the answers of the model it came from
@@ -18,6 +20,14 @@ class KnownotError(Exception):
 
 class DataError(KnownotError):
     """A folder, photo or label cannot be used."""
+
+
+class PhotoFormatError(DataError):
+    """A file is no photo of a format that is read."""
+
+
+class PhotoSizeError(DataError):
+    """A photo has more pixels than the limit."""
 
 
 class ConfigError(KnownotError):

@@ -67,7 +67,11 @@ def export(
     facts = {
         "file": str(output),
         "mebibytes": round(output.stat().st_size / 2**20, 1),
-        **{key: value for key, value in asdict(metadata).items() if key != "versions"},
+        **{
+            key: value
+            for key, value in asdict(metadata).items()
+            if key not in ("versions", "calibration")
+        },
         "versions": metadata.versions,
     }
     if json_output:

@@ -70,6 +70,8 @@ def _exported(file: Path) -> dict[str, Any]:
     from knownot.runtime import OnnxClassifier
 
     facts = asdict(OnnxClassifier(file).metadata)
+    summary = facts.pop("calibration")
+    facts["calibration_photos"] = summary and summary["sizes"]
     return {name.replace("_", " "): value for name, value in facts.items()}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from knownot.errors import DataError
+from knownot.errors import DataError, PhotoFormatError, PhotoSizeError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 MAX_PIXELS = 100_000_000
@@ -30,32 +31,64 @@ def open_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
     """
     path = Path(path)
     try:
+        return decode_photo(path, str(path), at_least)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+
+
+def decode_photo(
+    source: Path | IO[bytes],
+    name: str,
+    at_least: int | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
+    """`open_photo` for a file or the bytes of one.
+
+    Args:
+        source: File to open, or an open one.
+        name: What errors call it.
+        at_least: As for `open_photo`.
+        max_pixels: Limit of width times height.
+        formats: Names of the formats that Pillow may try; all of them if not given.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        PhotoFormatError: If it is no photo of these formats.
+        PhotoSizeError: If it has more pixels.
+        DataError: If it is empty or damaged.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source, formats=formats) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: {width} x {height} pixels is more than the limit of "
-                        f"{MAX_PIXELS / 1e6:.0f} megapixels; scale the photo down"
+                if width * height > max_pixels:
+                    raise PhotoSizeError(
+                        f"{name}: {width} x {height} pixels is more than the limit of "
+                        f"{max_pixels / 1e6:g} megapixels; scale the photo down"
                     )
                 if at_least is not None and min(width, height) > at_least:
                     scale = at_least / min(width, height)
                     image.draft("RGB", (round(width * scale), round(height * scale)))
                 image.load()
                 return to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
+    except (DataError, FileNotFoundError):
         raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
-        raise DataError(
-            f"{path}: more pixels than the limit of {MAX_PIXELS / 1e6:.0f} megapixels; "
+        raise PhotoSizeError(
+            f"{name}: more pixels than the limit of {max_pixels / 1e6:g} megapixels; "
             "scale the photo down"
         ) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        reason = "the file is empty" if _is_empty(path) else str(error) or type(error).__name__
-        raise DataError(f"{path}: not a readable photo ({reason}); repair or remove it") from None
+        kind = DataError
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its own text shows the object
+            kind, reason = PhotoFormatError, "cannot identify the format"
+        if _is_empty(source):
+            kind, reason = DataError, "the file is empty"
+        raise kind(f"{name}: not a readable photo ({reason}); repair or remove it") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -80,8 +113,8 @@ def is_photo_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _is_empty(path: Path) -> bool:
+def _is_empty(source: Path | IO[bytes]) -> bool:
     try:
-        return path.stat().st_size == 0
-    except OSError:
+        return (source.stat().st_size if isinstance(source, Path) else source.seek(0, 2)) == 0
+    except (OSError, ValueError):  # ValueError: already closed
         return False

@@ -12,6 +12,7 @@ from typing import Literal
 
 import knownot
 from knownot.errors import ConfigError, DataError, MissingExtraError
+from knownot.export.calibration_summary import summarise
 from knownot.export.graph import ClassifierGraph
 from knownot.export.onnx import onnx_writer
 from knownot.export.parity import check_parity
@@ -108,6 +109,7 @@ def _describe(model: UnknownAwareClassifier, packages: Sequence[str]) -> ExportM
         crop=model.preprocessing.crop,
         mean=list(model.preprocessing.mean),
         std=list(model.preprocessing.std),
+        calibration=summarise(model),
         versions={"knownot": knownot.__version__}
         | {name: version(name) for name in ("torch", "timm", "pillow", *packages)},
     )

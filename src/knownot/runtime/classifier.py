@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
@@ -111,6 +112,26 @@ class ExportedClassifier:
         """
         return self._answer(photos, False, self._settings(alpha, score))
 
+    @property
+    def least_side(self) -> int:
+        """Shorter side in pixels that `prepare` has use for; photos may be decoded smaller."""
+        return least_side(self.metadata.image_size, self.metadata.crop)
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """The square (S, S, 3), uint8, of an RGB photo that the network sees."""
+        return centre_square(image, self.metadata.image_size, self.metadata.crop)
+
+    def answer_prepared(
+        self, squares: Pixels, *, alpha: float | None = None, score: str | None = None
+    ) -> tuple[list[Prediction], NDArray[np.float32]]:
+        """Answers for squares (N, S, S, 3) of `prepare`, and the logits (N, K) of the classes.
+
+        Raises:
+            ConfigError: If there is no such score, or alpha is out of range.
+        """
+        found = self._outputs(squares, True, self._settings(alpha, score))
+        return self._in_words(found), found["logits"]
+
     def _settings(self, alpha: float | None, score: str | None) -> dict[str, Any]:
         alpha = self.alpha if alpha is None else alpha
         if not 0 < alpha < 1:
@@ -122,16 +143,20 @@ class ExportedClassifier:
         return {"score": np.array(names.index(score)), "alpha": np.array(alpha)}
 
     def _square(self, photo: Any) -> Pixels:
-        size, crop = self.metadata.image_size, self.metadata.crop
         if isinstance(photo, (str, Path)):
-            image = open_photo(photo, at_least=least_side(size, crop))
-        else:
-            image = to_pil(photo)
-        return centre_square(image, size, crop)
+            return self.prepare(open_photo(photo, at_least=self.least_side))
+        return self.prepare(to_pil(photo))
 
     def _answer(self, photos: Pixels, prepared: bool, settings: dict[str, Any]) -> list[Prediction]:
+        return self._in_words(self._outputs(photos, prepared, settings))
+
+    def _outputs(
+        self, photos: Pixels, prepared: bool, settings: dict[str, Any]
+    ) -> dict[str, NDArray[Any]]:
         feeds = dict(zip(INPUTS[:2], (photos, np.array(prepared)), strict=True))
-        found = dict(zip(OUTPUTS, self._run(feeds | settings), strict=True))
+        return dict(zip(OUTPUTS, self._run(feeds | settings), strict=True))
+
+    def _in_words(self, found: dict[str, NDArray[Any]]) -> list[Prediction]:
         columns = (found[name].tolist() for name in OUTPUTS[1:])
         return [
             Prediction(
@@ -153,13 +178,15 @@ class OnnxClassifier(ExportedClassifier):
     Args:
         path: File to load; nothing in it is executed but ONNX operators.
         threads: Threads of ONNX Runtime; all cores if not given.
+        spin: Whether they wait busily for more work, which is a little faster on idle cores and
+            slower where others, such as decoders of photos, want them.
 
     Raises:
         ModelFileError: If the file is missing, damaged, or not such a model.
         MissingExtraError: If ONNX Runtime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, spin: bool = True) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -172,6 +199,7 @@ class OnnxClassifier(ExportedClassifier):
             raise ModelFileError(f"{path}: {error}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.log_severity_level = 4  # what goes wrong is raised, too
         try:
             session = onnxruntime.InferenceSession(

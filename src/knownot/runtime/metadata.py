@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from knownot.errors import ModelFileError
+from knownot.runtime.calibration_summary import CalibrationSummary
 
 FORMAT_VERSION = 1
 # Names of the graph's inputs and outputs, in order. The inputs after the first have defaults.
@@ -42,6 +43,7 @@ class ExportMetadata:
         precision: Number format of the weights.
         versions: Versions of the packages that made the file.
         parity: What the comparison with the torch model measured.
+        calibration: How many photos calibrated it, and histograms of their scores.
         format_version: Version of this description.
     """
 
@@ -59,6 +61,7 @@ class ExportMetadata:
     precision: str = "float32"
     versions: dict[str, str] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
+    calibration: CalibrationSummary | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -83,9 +86,11 @@ class ExportMetadata:
                 f"classifiers in format {FORMAT_VERSION}: export it anew or update knownot"
             )
         try:
+            if data.get("calibration") is not None:
+                data["calibration"] = CalibrationSummary.from_dict(data["calibration"])
             metadata = cls(**data)
             metadata._check()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError, AttributeError):
             raise ModelFileError("its description is damaged") from None
         return metadata
 

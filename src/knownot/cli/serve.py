@@ -1,0 +1,93 @@
+"""`knownot serve`: parse, call the library."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="File of `knownot export`, or the model folder of a classifier.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 for a free one, told in the log.")
+    ] = 8000,
+    max_upload: Annotated[int, typer.Option(min=1, help="MiB in one request.")] = 32,
+    max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels of a photo.")] = 50,
+    max_photos: Annotated[int, typer.Option(min=1, help="Photos in one request.")] = 16,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Photos accepted and not answered yet; more get a 429.")
+    ] = 64,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for one request, its upload included.")
+    ] = 30,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Photos that go through the model together. (default: 8)"),
+    ] = None,
+    batch_wait: Annotated[
+        float,
+        typer.Option(min=0, help="Milliseconds that an idle model waits for photos being decoded."),
+    ] = 5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the model. (default: usable cores)")
+    ] = None,
+    drift_window: Annotated[
+        int, typer.Option(min=20, help="Last photos that the drift alarm watches.")
+    ] = 500,
+    root_path: Annotated[
+        str, typer.Option(help="Path under which a proxy shows the service, such as /photos.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Accepted for symmetry; the log is JSON always.")
+    ] = False,
+) -> None:
+    """Answer photos over [bold]HTTP[/], with metrics and a drift alarm.
+
+    [bold]knownot serve model.onnx[/]
+
+    [bold]curl -F photos=@a.jpg -F photos=@b.jpg http://127.0.0.1:8000/predict[/]
+
+    Only this machine reaches it unless --host says otherwise. With KNOWNOT_API_KEY set, clients must
+    send it as Authorization: Bearer. Ctrl-C or SIGTERM ends it after the requests in progress.
+    """
+    from importlib.util import find_spec
+
+    from knownot.errors import MissingExtraError
+
+    for module, package in _NEEDS.items():
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "serve", "the service")
+    from knownot.serve.limits import Limits
+    from knownot.serve.server import serve as run
+    from knownot.serve.service import Batching
+
+    run(
+        model,
+        host=host,
+        port=port,
+        limits=Limits(
+            upload_bytes=max_upload * 2**20,
+            uploads_bytes=max(Limits.uploads_bytes, max_upload * 2**20),
+            photo_pixels=round(max_pixels * 1e6),
+            photos=max_photos,
+            queue=max_queue,
+            seconds=timeout,
+        ),
+        batching=Batching(size=batch_size, wait=batch_wait / 1000, drift_window=drift_window),
+        threads=threads,
+        root_path=root_path,
+    )
+
+
+_NEEDS = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+    "onnxruntime": "onnxruntime",
+}

@@ -1,0 +1,211 @@
+"""Routes, with their types.
+
+Without postponed annotations: FastAPI reads those of functions in functions, too.
+"""
+
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+import knownot
+from knownot.serve.decode import FORMATS
+from knownot.serve.exchange import Exchange, problem
+from knownot.serve.limits import Limits
+from knownot.serve.refused import RefusedError
+from knownot.serve.schemas import Answers, Health, LimitsInfo, ModelInfo, Problem
+from knownot.serve.served_model import ServedClassifier, Settings
+from knownot.serve.service import Batching, Service
+from knownot.serve.uploads import FIELD
+
+# What is here is served at `/static`, and `index.html` at `/`.
+STATIC = Path(__file__).parent / "static"
+_REFUSALS = {
+    408: "The upload took too long.",
+    413: "Too many bytes, pixels or photos.",
+    415: "Not a photo, or not of a format that is read.",
+    422: "A malformed body, a damaged photo, or a parameter out of range.",
+    429: "The queue is full; try again after `Retry-After` seconds.",
+    503: "Too busy, or too slow; try again after `Retry-After` seconds.",
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [FIELD],
+                "properties": {
+                    FIELD: {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {"type": "string", "format": "binary"},
+                    }
+                },
+            }
+        },
+        "image/jpeg": _BINARY,
+        "image/png": _BINARY,
+        "application/octet-stream": _BINARY,
+    },
+}
+
+
+def create_app(
+    model: ServedClassifier,
+    limits: Limits | None = None,
+    batching: Batching | None = None,
+    *,
+    api_key: str | None = None,
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        model: The model that answers.
+        limits: What is taken on.
+        batching: How photos are put together.
+        api_key: What clients must send as `Authorization: Bearer ...`; nothing if None.
+    """
+    service = Service(model, limits or Limits(), batching or Batching())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="knownot",
+        version=knownot.__version__,
+        summary="Photo classification that answers `unknown` instead of guessing.",
+        lifespan=lifespan,
+        docs_url=None,  # those pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.add_middleware(Exchange, observe=service.metrics.request)
+    _add_error_handlers(app)
+    _add_routes(app, service, [] if api_key is None else [Depends(_key_check(api_key))])
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service, protected: list[Any]) -> None:
+    model = service.model
+    told = _problems({401: "A missing or wrong API key."} if protected else {})
+
+    @app.post(
+        "/predict",
+        response_model=Answers,
+        responses={**told, **_problems(_REFUSALS)},
+        dependencies=protected,
+        openapi_extra={"requestBody": _BODY},
+    )
+    async def predict(
+        request: Request,
+        alpha: Annotated[
+            float | None,
+            Query(gt=0, lt=1, description="Share of known photos that may be called unknown."),
+        ] = None,
+        score: Annotated[
+            str | None,
+            Query(description="Score that decides.", json_schema_extra={"enum": model.scores}),
+        ] = None,
+    ) -> Response:
+        """Labels or `unknown` for the photos of a form, or for one photo as the body.
+
+        A photo that cannot be read has an `error` of its own among several; alone, it is an error
+        of the request.
+        """
+        if score is not None and score not in model.scores:
+            message = f"score: expected one of {', '.join(model.scores)}"
+            raise RefusedError(422, "invalid_parameter", message)
+        settings = Settings(score or model.defaults.score, alpha or model.defaults.alpha)
+        photos = await service.predict(request, settings)
+        answers = Answers(score=settings.score, alpha=settings.alpha, photos=photos)
+        return Response(answers.model_dump_json(), media_type="application/json")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/model", responses=told, dependencies=protected)
+    async def describe() -> ModelInfo:
+        """The model: classes, scores, threshold, calibration, versions, limits."""
+        names = LimitsInfo.model_fields.keys() - {"formats"}
+        limits = {name: getattr(service.limits, name) for name in names}
+        return ModelInfo(
+            **model.describe(), limits=LimitsInfo(**limits, formats=[f.lower() for f in FORMATS])
+        )
+
+    @app.get("/healthz")
+    async def healthz() -> Health:
+        """That the service lives."""
+        return Health(status="ok")
+
+    @app.get("/readyz", responses=_problems({503: "The queue is full."}))
+    async def readyz() -> Health:
+        """That it takes photos just now."""
+        if service.load.full:
+            raise RefusedError(503, "queue_full", "the queue is full", {"Retry-After": "1"})
+        return Health(status="ready")
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={**told, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        dependencies=protected,
+    )
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _problems(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": Problem, "description": text} for code, text in texts.items()}
+
+
+def _key_check(api_key: str) -> Any:
+    expected = api_key.encode()
+
+    async def check(
+        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        # As starlette reads headers, byte by byte.
+        given = "" if sent is None else sent.credentials
+        if not hmac.compare_digest(given.encode("latin-1"), expected):
+            raise RefusedError(
+                401,
+                "wrong_key",
+                "send the API key as `Authorization: Bearer <key>`",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    return check
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, refusal: RefusedError) -> JSONResponse:
+        return problem(refusal.status, refusal.code, refusal.message, refusal.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = first["loc"][-1] if first["loc"] else "request"
+        return problem(422, "invalid_parameter", f"{place}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+        headers = dict(error.headers or {})
+        return problem(error.status_code, code, f"{error.detail}; see /openapi.json", headers)

@@ -1,0 +1,112 @@
+"""Photos of different requests go through the model together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Photo = TypeVar("Photo")
+Settings = TypeVar("Settings", bound=Hashable)
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class _Item(Generic[Photo, Settings, Answer]):
+    photo: Photo
+    settings: Settings
+    answer: asyncio.Future[Answer]
+
+
+class Batcher(Generic[Photo, Settings, Answer]):
+    """Collects photos into batches for one thread that runs the model.
+
+    While a batch runs, the next one fills by itself. An idle model takes what there is, and waits
+    for more only as long as photos are announced and `wait` is not over: a photo that comes alone
+    is not delayed.
+
+    Args:
+        run: Answers for photos that were asked for with the same settings.
+        size: Largest number of photos in a batch.
+        wait: Seconds to wait for announced photos.
+        observe: Called with the number of photos of each batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Photo], Settings], list[Answer]],
+        *,
+        size: int,
+        wait: float,
+        observe: Callable[[int], None] = lambda photos: None,
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._wait = wait
+        self._observe = observe
+        self._queue: asyncio.Queue[_Item[Photo, Settings, Answer]] = asyncio.Queue()
+        self._announced = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """While inside, a photo is on its way."""
+        self._announced += 1
+        try:
+            yield
+        finally:
+            self._announced -= 1
+
+    async def answer(self, photo: Photo, settings: Settings) -> Answer:
+        """The model's answer for a photo; raises what `run` raises."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Item(photo, settings, future))
+        return await future
+
+    async def work(self) -> None:
+        """Run batches until cancelled."""
+        try:
+            while True:
+                await self._answer_batch(await self._collect())
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _collect(self) -> list[_Item[Photo, Settings, Answer]]:
+        batch = [await self._queue.get()]
+        deadline = asyncio.get_running_loop().time() + self._wait
+        while len(batch) < self._size:
+            if self._queue.empty():
+                if not self._announced:
+                    break
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        batch.append(await self._queue.get())
+                except TimeoutError:
+                    break
+            else:
+                batch.append(self._queue.get_nowait())
+        return batch
+
+    async def _answer_batch(self, batch: list[_Item[Photo, Settings, Answer]]) -> None:
+        by_settings = defaultdict(list)
+        for item in batch:
+            if not item.answer.done():  # nobody waits for a request that ran out of time
+                by_settings[item.settings].append(item)
+        for settings, items in by_settings.items():
+            photos = [item.photo for item in items]
+            self._observe(len(photos))
+            loop = asyncio.get_running_loop()
+            try:
+                answers = await loop.run_in_executor(self._thread, self._run, photos, settings)
+            except Exception as error:
+                for item in items:
+                    if not item.answer.done():
+                        item.answer.set_exception(error)
+                continue
+            for item, answer in zip(items, answers, strict=True):
+                if not item.answer.done():
+                    item.answer.set_result(answer)

@@ -1,0 +1,135 @@
+"""The service in a process: its socket, its key, its signals."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from knownot.errors import ConfigError
+from knownot.serve.app import create_app
+from knownot.serve.cores import usable_cores
+from knownot.serve.limits import Limits
+from knownot.serve.logs import log, set_up
+from knownot.serve.model_file import load_model
+from knownot.serve.protocol import ImpatientProtocol
+from knownot.serve.served_model import ServedClassifier
+from knownot.serve.service import Batching
+
+KEY_VARIABLE = "KNOWNOT_API_KEY"
+_BACKLOG = 128
+
+
+def serve(
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    batching: Batching | None = None,
+    threads: int | None = None,
+    root_path: str = "",
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; what was accepted by then is still answered.
+
+    Args:
+        model: File of `knownot export`, or a model folder.
+        host: Address to listen on.
+        port: Port to listen on; 0 for any free one, told in the log.
+        limits: What is taken on.
+        batching: How photos are put together.
+        threads: Threads of ONNX Runtime; all usable cores if not given.
+        root_path: Path under which a proxy shows the service.
+
+    Raises:
+        KnownotError: If the model cannot be served, or the address cannot be had.
+    """
+    limits, threads = limits or Limits(), threads or usable_cores()
+    key = api_key()
+    with listen(host, port) as listener:
+        served = ServedClassifier(load_model(model, threads))
+        set_up()
+        address = "http://{}:{}".format(
+            f"[{host}]" if ":" in host else host, listener.getsockname()[1]
+        )
+        if key is None and not is_loopback(host):
+            log(
+                "anyone who reaches this address may use the service: set "
+                f"{KEY_VARIABLE}, or listen on 127.0.0.1",
+                level=logging.WARNING,
+                address=address,
+            )
+        app = create_app(served, limits, batching, api_key=key)
+        log("serving", address=address, model=str(model), threads=threads)
+        make_server(app, limits, root_path).run(sockets=[listener])
+
+
+def make_server(app: FastAPI, limits: Limits, root_path: str = "") -> uvicorn.Server:
+    """uvicorn around the application, with the limits that are its own."""
+    config = uvicorn.Config(
+        app,
+        http=type("Protocol", (ImpatientProtocol,), {"header_seconds": limits.header_seconds}),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        root_path=root_path,
+        backlog=_BACKLOG,
+        limit_concurrency=limits.connections,
+        # A request in progress ends by itself before that.
+        timeout_graceful_shutdown=int(limits.seconds) + 5,
+    )
+    return uvicorn.Server(config)
+
+
+def api_key() -> str | None:
+    """The key of the environment, or None.
+
+    Raises:
+        ConfigError: If it is set and empty, which would lock out everyone or nobody.
+    """
+    key = os.environ.get(KEY_VARIABLE)
+    if key is not None and not key.strip():
+        raise ConfigError(f"{KEY_VARIABLE}: is set but empty; give it a value or unset it")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound.
+
+    Raises:
+        ConfigError: If the address is not to be had.
+    """
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # With its protocol, unlike `socket.create_server`: asyncio sets TCP_NODELAY only where it is
+        # told that this is TCP, and without it every answer waits 40 ms for the client's kernel.
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        return listener
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ConfigError(
+            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port or --host"
+        ) from None

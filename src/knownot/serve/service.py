@@ -1,0 +1,152 @@
+"""From a request to the answers for its photos."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.requests import Request
+
+from knownot.serve.batcher import Batcher
+from knownot.serve.cores import usable_cores
+from knownot.serve.decode import decode
+from knownot.serve.drift import DriftAlarm
+from knownot.serve.limits import Limits
+from knownot.serve.load import Load
+from knownot.serve.logs import log
+from knownot.serve.metrics import Metrics
+from knownot.serve.refused import RefusedError
+from knownot.serve.schemas import PhotoAnswer, Problem
+from knownot.serve.served_model import ServedClassifier, Settings
+from knownot.serve.uploads import Upload, read_uploads
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How photos are put together.
+
+    Attributes:
+        size: Most photos in a batch; the model's own number if None.
+        wait: Seconds that an idle model waits for photos that are being decoded.
+        drift_window: Last photos that the drift alarm watches.
+    """
+
+    size: int | None = None
+    wait: float = 0.005
+    drift_window: int = 500
+
+
+class Service:
+    """Reads, decodes, batches and counts. One for each event loop.
+
+    Args:
+        model: The model that answers.
+        limits: What is taken on.
+        batching: How photos are put together.
+    """
+
+    def __init__(self, model: ServedClassifier, limits: Limits, batching: Batching) -> None:
+        self.model = model
+        self.limits = limits
+        self.load = Load(limits)
+        summary = model.metadata.calibration
+        self.drift = DriftAlarm(
+            batching.drift_window, model.defaults.alpha, summary.sizes if summary else ()
+        )
+        self.metrics = Metrics(model, self.load, self.drift)
+        self._batching = batching
+        self._batcher: Batcher[Any, Settings, PhotoAnswer]
+        self._decoders: ThreadPoolExecutor
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Starts the threads, answers for a grey photo once, and stops the threads at the end."""
+        self._batcher = Batcher(
+            self.model.answer,
+            size=self._batching.size or self.model.batch_size,
+            wait=self._batching.wait,
+            observe=self.metrics.batches.observe,
+        )
+        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        worker = asyncio.create_task(self._batcher.work())
+        try:
+            grey = self.model.prepare(Image.new("RGB", (640, 480), "grey"))
+            await self._batcher.answer(grey, self.model.defaults)
+            yield
+        finally:
+            worker.cancel()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            log("stopped")
+
+    async def predict(self, request: Request, settings: Settings) -> list[PhotoAnswer]:
+        """Answers for the photos of a request, in order; of one alone, its error is raised.
+
+        Raises:
+            RefusedError: If the request is not answered.
+        """
+        self.load.refuse_if_full()
+        uploads: list[Upload] | None = None
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                with self.load.uploading() as take:
+                    uploads = await read_uploads(request, self.limits, take)
+                    with self.load.accepted(len(uploads)):
+                        request.state.told = {"photos": len(uploads)}
+                        answers = await asyncio.gather(
+                            *(
+                                self._answer(upload, settings, len(uploads) > 1)
+                                for upload in uploads
+                            )
+                        )
+        except TimeoutError:
+            seconds = f"{self.limits.seconds:g} seconds"
+            if uploads is None:
+                message = f"the upload took longer than {seconds}"
+                raise RefusedError(408, "upload_too_slow", message) from None
+            message = f"no answer within {seconds}; try again, or with fewer photos"
+            raise RefusedError(503, "too_slow", message, {"Retry-After": "1"}) from None
+        self._count(answers, settings)
+        return answers
+
+    async def _answer(self, upload: Upload, settings: Settings, several: bool) -> PhotoAnswer:
+        try:
+            with self._batcher.announced():
+                photo = await asyncio.get_running_loop().run_in_executor(
+                    self._decoders, self._prepared, upload
+                )
+        except RefusedError as refusal:
+            failed = PhotoAnswer(
+                name=upload.name, error=Problem(error=refusal.code, message=refusal.message)
+            )
+            if several:
+                return failed
+            self.metrics.answers([failed])
+            raise
+        upload.data = b""  # the queue keeps only what the model reads
+        answer = await self._batcher.answer(photo, settings)
+        return answer.model_copy(update={"name": upload.name})
+
+    def _prepared(self, upload: Upload) -> np.ndarray:
+        image = decode(upload, self.model.least_side, self.limits.photo_pixels)
+        return self.model.prepare(image)
+
+    def _count(self, answers: list[PhotoAnswer], settings: Settings) -> None:
+        self.metrics.answers(answers)
+        if settings != self.model.defaults:
+            return  # the promise is about the model's own score and alpha
+        for answer in answers:
+            if answer.error is None and self.drift.observe(bool(answer.is_unknown)):
+                low, high = (count / self.drift.window for count in self.drift.interval)
+                log(
+                    "drift began" if self.drift.active else "drift ended",
+                    level=30 if self.drift.active else 20,
+                    unknown_rate=self.drift.rate,
+                    promised=[low, high],
+                    photos=self.drift.window,
+                )

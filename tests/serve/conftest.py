@@ -1,0 +1,98 @@
+"""Real servers around a small real model."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from knownot.runtime import OnnxClassifier
+from knownot.serve.app import create_app
+from knownot.serve.limits import Limits
+from knownot.serve.served_model import ServedClassifier
+from knownot.serve.server import listen, make_server
+from knownot.serve.service import Batching, Service
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
+
+LIMITS = Limits(
+    upload_bytes=300_000,
+    uploads_bytes=300_000,
+    photo_pixels=1_000_000,
+    photos=4,
+    queue=8,
+    header_seconds=0.5,
+)
+
+
+class Running:
+    """A server that runs in a thread, and a client for it."""
+
+    def __init__(self, port: int, service: Service) -> None:
+        self.port = port
+        self.service = service
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def predict(self, *photos: bytes, **query: Any) -> httpx.Response:
+        """One photo as the body, several as a form."""
+        if len(photos) == 1:
+            headers = {"content-type": "image/png"}
+            return self.http.post("/predict", content=photos[0], headers=headers, params=query)
+        files = [("photos", (f"{i}.png", photo)) for i, photo in enumerate(photos)]
+        return self.http.post("/predict", files=files, params=query)
+
+    def metric(self, name: str) -> float:
+        """The value of one sample, labels included in the name."""
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[-1])
+        raise KeyError(name)
+
+
+@contextmanager
+def running(
+    model: Path,
+    limits: Limits = LIMITS,
+    batching: Batching | None = None,
+    api_key: str | None = None,
+) -> Iterator[Running]:
+    """uvicorn in a thread, on a free port, until the block ends."""
+    served = ServedClassifier(OnnxClassifier(model, threads=1))
+    app = create_app(served, limits, batching, api_key=api_key)
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        server = make_server(app, limits)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        handle = Running(port, app.state.service)
+        try:
+            yield handle
+        finally:
+            handle.http.close()
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(exported: dict[bool, tuple[Any, Path]]) -> Iterator[Running]:
+    """A server with small limits, for tests that leave it as it was."""
+    with running(exported[False][1]) as handle:
+        yield handle
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a photo file."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+RED, GREEN = (encoded(noisy(colour, 77)) for colour in COLOURS.values())
+BLUE = encoded(noisy(UNKNOWN_COLOUR, 77))

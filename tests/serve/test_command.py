@@ -1,0 +1,181 @@
+"""`knownot serve` as a process: what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from knownot.errors import ConfigError, ModelFileError
+from knownot.serve.cores import usable_cores
+from knownot.serve.limits import Limits
+from knownot.serve.model_file import load_model
+from knownot.serve.server import api_key, is_loopback, listen
+from tests.cli.conftest import Run, knownot_command  # noqa: F401
+from tests.serve.conftest import RED
+
+
+class Process:
+    """A service in a process of its own; its log is read while it runs."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(command, stderr=file)
+
+    def events(self) -> list[dict]:
+        """The log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def wait_for(self, event: str) -> dict:
+        """The first such event."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for item in self.events():
+                if item["event"] == event:
+                    return item
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.02)
+        raise AssertionError(self.log.read_text())
+
+
+@contextmanager
+def process(model: Path, tmp_path: Path, *options: str) -> Iterator[Process]:
+    command = [sys.executable, "-m", "knownot", "serve", str(model), "--port", "0", *options]
+    service = Process(command, tmp_path / "log.jsonl")
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.process.kill()
+        service.process.wait()
+
+
+def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_path: Path) -> None:
+    statuses: list[int] = []
+    refused = threading.Event()
+    with process(exported_file, tmp_path) as service:
+        url = service.wait_for("serving")["address"]
+        port = int(url.rpartition(":")[2])
+        httpx.get(f"{url}/healthz", timeout=60)
+
+        def load() -> None:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                while True:
+                    try:
+                        headers = {"content-type": "image/png"}
+                        answer = client.post("/predict", content=RED, headers=headers)
+                    except httpx.TransportError:
+                        refused.set()
+                        return
+                    statuses.append(answer.status_code)
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as half:
+            half.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                b"Content-Length: " + str(len(RED)).encode() + b"\r\n\r\n" + RED[:100]
+            )
+            for thread in threads:
+                thread.start()
+            while len(statuses) < 20:
+                time.sleep(0.01)
+            service.process.send_signal(signal.SIGTERM)
+            for thread in threads:
+                thread.join()
+            assert service.process.poll() is None  # it waits for the upload in progress
+            half.sendall(RED[100:])
+            answer = b""
+            while part := half.recv(10_000):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b'"label":"red"' in answer
+        assert service.process.wait(60) in (0, -signal.SIGTERM)
+        assert refused.is_set()
+        assert set(statuses) == {200}
+        log = service.events()
+    assert [item["event"] for item in log][-1] == "stopped"
+    told = [item for item in log if item["event"] == "request" and item["route"] == "/predict"]
+    # Every request that was taken in got its answer.
+    assert len(told) == len(statuses) + 1
+    assert {item["status"] for item in told} == {200}
+    assert all(item["photos"] == 1 for item in told)
+    assert "127.0.0.1" not in json.dumps(told)
+
+
+def test_open_to_others_without_a_key_it_warns_and_ctrl_c_ends_it(
+    exported_file: Path, tmp_path: Path
+) -> None:
+    with process(exported_file, tmp_path, "--host", "0.0.0.0", "--root-path", "/p") as service:
+        port = service.wait_for("serving")["address"].rpartition(":")[2]
+        document = httpx.get(f"http://127.0.0.1:{port}/openapi.json", timeout=60).json()
+        assert document["servers"] == [{"url": "/p"}]
+        (warning,) = (item for item in service.events() if item["level"] == "warning")
+        assert "KNOWNOT_API_KEY" in warning["event"]
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(60) == 130
+        assert "stopped" in service.log.read_text()
+
+
+def test_errors_name_the_remedy(
+    knownot_command: Run,  # noqa: F811
+    exported_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "no such file" in knownot_command("serve", tmp_path / "no.onnx", "--port", 0).err
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        result = knownot_command("serve", exported_file, "--port", port)
+        assert result.code == 1
+        assert "choose another --port" in " ".join(result.err.split())
+    result = knownot_command("serve", exported_file, "--max-photos", 99)
+    assert "queue: 64 photos cannot hold" in " ".join(result.err.split())
+    monkeypatch.setenv("KNOWNOT_API_KEY", " ")
+    assert "is set but empty" in knownot_command("serve", exported_file).err
+
+
+def test_a_folder_that_is_no_model_says_so_from_the_other_process(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="is no model folder"):
+        load_model(tmp_path, threads=1)
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KNOWNOT_API_KEY", raising=False)
+    assert api_key() is None
+    monkeypatch.setenv("KNOWNOT_API_KEY", "secret")
+    assert api_key() == "secret"
+    monkeypatch.setenv("KNOWNOT_API_KEY", "")
+    with pytest.raises(ConfigError, match="unset it"):
+        api_key()
+
+
+def test_loopback_addresses() -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.1.2.3")] == [
+        True
+    ] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [
+        False
+    ] * 4
+
+
+def test_limits_above_zero() -> None:
+    with pytest.raises(ConfigError, match="seconds: expected more than 0"):
+        Limits(seconds=0)
+    with pytest.raises(ConfigError, match="uploads_bytes"):
+        Limits(uploads_bytes=10)
+
+
+def test_usable_cores_are_at_most_those_of_the_machine() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
