@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from knownot import __version__
-from knownot.cli import demo, evaluate, export, info, predict, train
+from knownot.cli import benchmark, demo, evaluate, export, info, predict, train
 from knownot.cli.allocator import keep_freed_memory
 from knownot.errors import KnownotError
 
@@ -33,6 +33,7 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command()(benchmark.benchmark)
 app.command()(info.info)
 
 
