@@ -46,6 +46,9 @@ class SmallImageTraining(_Strict):
     vos_start: float = Field(0.4, ge=0, le=1, description="share of the steps before VOS")
     val_images: int = Field(5000, ge=1, description="training images set aside for calibration")
     train_images: int | None = Field(None, ge=1, description="of the rest; all by default")
+    precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="of the backbone while it is trained"
+    )
     device: str = "auto"
 
     @model_validator(mode="after")

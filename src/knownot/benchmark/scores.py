@@ -39,7 +39,7 @@ def _detectors() -> Any:
 
 
 def _split(rows: Tensor, size: int = _CHUNK) -> tuple[Tensor, ...]:
-    return torch.split(rows, size)  # type: ignore[no-untyped-call]
+    return torch.split(rows, size)
 
 
 def _in_chunks(predict: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from knownot.benchmark.workplace import Workplace, read_tensors, write_tensors, 
 from knownot.data.photo import open_photo
 from knownot.data.reading import read_batches
 from knownot.errors import DataError, MissingExtraError, TrainingError
-from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.classifier import ClassifierOutput, UnknownAwareClassifier
 from knownot.models.model_folder import choose_device, load, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import TrainConfig
@@ -288,7 +288,7 @@ class SmallImageRun:
         for step, batch in enumerate(batches[: steps or self.steps]):
             self._set_lr(epoch * self.steps + step)
             labels = self.labels[batch]
-            output = self.model(crop_and_mirror(self.pixels[batch]))
+            output = self._forward(crop_and_mirror(self.pixels[batch]))
             loss = F.cross_entropy(output.logits, labels)
             loss = loss + self.uncertainty(output.features, output.logits, labels)
             if not torch.isfinite(loss):
@@ -296,6 +296,13 @@ class SmallImageRun:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+
+    def _forward(self, images: Tensor) -> ClassifierOutput:
+        # The head and the losses always in float32: covariances need it.
+        half = self.settings.precision == "bf16-mixed"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            features = self.model.backbone_features(images)
+        return self.model.classify(features.float())
 
     def _set_lr(self, step: int) -> None:
         done = step / (self.steps * self.settings.epochs)
