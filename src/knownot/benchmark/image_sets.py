@@ -6,6 +6,7 @@ A name that is not registered is a folder of photos: `NAME`, or `ood/NAME`, belo
 from __future__ import annotations
 
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -103,7 +104,7 @@ def _loaded(what: str, load: Callable[[bool], Any]) -> Any:
     """A torchvision data set from disk, or downloaded where it is missing."""
     try:
         return load(False)
-    except RuntimeError:  # what torchvision raises for files that are missing or differ
+    except (RuntimeError, OSError):  # what torchvision raises for files that are missing or differ
         pass
     try:
         return load(True)
@@ -224,7 +225,7 @@ def _pictures_in_tar(path: Path, folder: str) -> KnownImages:
                 if content is None or member.size > 2**20:
                     raise DataError(f"{path}: {member.name} is no small picture")
                 found.append((member.name, Image.open(BytesIO(content.read()))))
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path}: not a readable archive of pictures ({error})") from None
     if not found:
         raise DataError(f"{path}: holds no picture in {folder}/<class>/")
