@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +81,20 @@ def tiny_model(classwise: bool = False, seed: int = 0, **vos) -> UnknownAwareCla
         held = torch.cat([pixels(60, c, 5000 + 1000 * k) for k, c in enumerate(COLOURS.values())])
         model.calibrate(model.backbone_features(held), classwise)
     return model
+
+
+def cifar_tar(path: Path, counts: dict[str, int]) -> None:
+    """An archive `cifar10/SPLIT/CLASS/NNNN.jpg` of two colours."""
+    with tarfile.open(path, "w:gz") as tar:
+        for split, count in counts.items():
+            for k, (name, colour) in enumerate(COLOURS.items()):
+                for i in range(count):
+                    content = io.BytesIO()
+                    noisy(colour, 1000 * k + i + 500 * (split == "test")).save(content, "JPEG")
+                    info = tarfile.TarInfo(f"cifar10/{split}/{name}/{i:04}.jpg")
+                    info.size = content.tell()
+                    content.seek(0)
+                    tar.addfile(info, content)
 
 
 def write_video(

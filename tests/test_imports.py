@@ -13,8 +13,8 @@ import knownot
 
 PACKAGE = Path(knownot.__file__).parent
 # A layer may import itself and those before it.
-LAYERS = ["errors", "core", "data", "models", "runtime", "evaluation", "training", "export", "demo"]
-LAYERS += ["serve", "cli", "__main__"]
+LAYERS = ["errors", "core", "data", "models", "runtime", "evaluation", "training", "export"]
+LAYERS += ["benchmark", "demo", "serve", "cli", "__main__"]
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from knownot.errors import TrainingError
@@ -24,6 +24,7 @@ class VosTraining(L.LightningModule):
         dataset: What it learns from.
         config: Settings.
         steps: Optimiser steps of the whole training, for the schedule.
+        peer: Another uncertainty loss, called as `model.vos` is, to train with in its place.
     """
 
     def __init__(
@@ -32,13 +33,20 @@ class VosTraining(L.LightningModule):
         dataset: FeatureRows | AugmentedPhotos,
         config: TrainConfig,
         steps: int,
+        peer: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.peer = peer
         self.dataset = dataset
         self.config = config
         self.total_steps = steps
         model.backbone.requires_grad_(config.finetune == "all")
+
+    @property
+    def uncertainty(self) -> nn.Module:
+        """The uncertainty loss that is trained with."""
+        return self.model.vos if self.peer is None else self.peer
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches, beginning with the epoch to train next."""
@@ -56,7 +64,7 @@ class VosTraining(L.LightningModule):
         inputs, labels = batch
         output = self.model.classify(inputs) if inputs.ndim == 2 else self.model(inputs)
         task_loss = F.cross_entropy(output.logits, labels)
-        uncertainty = self.model.vos(output.features, output.logits, labels)
+        uncertainty = self.uncertainty(output.features, output.logits, labels)
         loss = task_loss + uncertainty
         if not torch.isfinite(loss):
             raise TrainingError(self._why_not_finite(inputs, output.features, task_loss))
@@ -86,7 +94,7 @@ class VosTraining(L.LightningModule):
                 "weight_decay": config.weight_decay,
             },
             # Decay would pull energy weights and phi's slope towards a loss without effect.
-            {"params": list(model.vos.parameters()), "lr": config.lr, "weight_decay": 0.0},
+            {"params": list(self.uncertainty.parameters()), "lr": config.lr, "weight_decay": 0.0},
         ]
         if config.finetune == "all":
             backbone = {"params": list(model.backbone.parameters()), "lr": config.backbone_lr}

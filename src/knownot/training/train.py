@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ from knownot.training.plan import make_plan, steps_per_epoch
 from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
 
+# Called as `VirtualOutlierLoss` is: features (N, D), logits (N, K), labels (N,) to a scalar loss.
+PeerLoss = Callable[[UnknownAwareClassifier], torch.nn.Module]
+
 
 def train(
     config: TrainConfig,
     reporter: Reporter | None = None,
     backbone: torch.nn.Module | None = None,
     cache: Path | None = None,
+    peer: PeerLoss | None = None,
 ) -> TrainResult:
     """Train, calibrate and save a classifier.
 
@@ -42,6 +47,8 @@ def train(
         backbone: A module of your own that maps images (N, 3, S, S) to features (N, D), instead of
             `config.arch`; give it again to `load`.
         cache: Folder for cached features; the user's cache by default.
+        peer: Makes, for the model, another uncertainty loss to train with in place of its own; for
+            comparisons.
 
     Returns:
         Folder, numbers and skipped photos.
@@ -69,10 +76,10 @@ def train(
         cache = cache or default_cache()
         learned, val = _features(model, splits, cache, reporter, skipped)
         _check_left(learned.labels, val.labels, model.classes, config.data)
-        _fit(model, learned, config, run, reporter)
+        _fit(model, learned, config, run, reporter, peer)
     else:
         photos = AugmentedPhotos(splits.train, model.preprocessing)
-        _fit(model, photos, config, run, reporter)
+        _fit(model, photos, config, run, reporter, peer)
         learned, val = _features(model.to(device), splits, None, reporter, skipped)
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
@@ -162,10 +169,12 @@ def _fit(
     config: TrainConfig,
     run: RunFolder,
     reporter: Reporter,
+    peer: PeerLoss | None,
 ) -> None:
     steps = steps_per_epoch(len(dataset), config) * config.n_epochs
     model.vos.start_step = config.start_step(steps)
-    fit(VosTraining(model, dataset, config, steps), config, run, reporter.callbacks())
+    module = VosTraining(model, dataset, config, steps, None if peer is None else peer(model))
+    fit(module, config, run, reporter.callbacks())
 
 
 @torch.no_grad()

@@ -1,0 +1,171 @@
+"""A benchmark's settings: YAML files in `configs`, or one of your own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from knownot.benchmark.scores import GROUPS, SCORES
+from knownot.benchmark.trainings import TRAININGS
+from knownot.errors import ConfigError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhotoTraining(_Strict):
+    """Training on a folder of photos by `knownot train`."""
+
+    recipe: Literal["photos"] = "photos"
+    settings: dict[str, Any] = Field({}, description="of knownot train")
+
+
+class SmallImageTraining(_Strict):
+    """Training a Wide ResNet from nothing on small images that fit into memory.
+
+    The defaults are the paper's recipe for CIFAR-10.
+    """
+
+    recipe: Literal["small_images"] = "small_images"
+    depth: int = Field(40, ge=10, description="6 n + 4")
+    width: int = Field(2, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    image_size: Literal[32] = 32
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    vos_start: float = Field(0.4, ge=0, le=1, description="share of the steps before VOS")
+    val_images: int = Field(5000, ge=1, description="training images set aside for calibration")
+    train_images: int | None = Field(None, ge=1, description="of the rest; all by default")
+    precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="of the backbone while it is trained"
+    )
+    device: str = "auto"
+
+    @model_validator(mode="after")
+    def _has_whole_blocks(self) -> SmallImageTraining:
+        if (self.depth - 4) % 6:
+            raise ValueError(f"depth: expected 6 n + 4 (10, 16, 22, ...), got {self.depth}")
+        return self
+
+
+class BenchmarkConfig(_Strict):
+    """What is trained and compared, on what. An unknown key is an error."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    about: str
+    known: str = Field(description="labelled photo folder below the data folder, or a set's name")
+    training: Annotated[PhotoTraining | SmallImageTraining, Field(discriminator="recipe")]
+    methods: dict[str, list[str]] = Field(description="scores, or groups of them, by training")
+    near: list[str] = []
+    far: list[str] = []
+    apart: list[str] = Field([], description="of these sets, those that no mean contains")
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    max_images: int = Field(10_000, ge=1, description="of an OOD set")
+    replicates: int = Field(500, ge=20, description="of the bootstrap")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> BenchmarkConfig:
+        for training, scores in self.methods.items():
+            _known("methods", training, TRAININGS)
+            for score in scores:
+                _known(f"methods.{training}", score, {**SCORES, **GROUPS})
+        sets = self.sets
+        if not sets or len(set(sets)) < len(sets):
+            raise ValueError(f"near, far: expected different sets, at least one, got {sets}")
+        for name in self.apart:
+            _known("apart", name, dict.fromkeys(sets))
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
+        return self
+
+    @property
+    def sets(self) -> list[str]:
+        """All OOD sets."""
+        return [*self.near, *self.far]
+
+    def group(self, name: str) -> str:
+        """Whether an OOD set is "near" or "far"."""
+        return "near" if name in self.near else "far"
+
+    def scores(self, training: str) -> list[str]:
+        """The scores of a training, groups resolved, each once."""
+        names = (GROUPS.get(name, [name]) for name in self.methods[training])
+        return list(dict.fromkeys(score for group in names for score in group))
+
+    def fingerprint(self, training: str) -> str:
+        """Eight digits that differ for models trained with other settings."""
+        settings = {
+            "known": self.known,
+            "training": self.training.model_dump(mode="json", exclude={"device"}),
+            "changes": dict(TRAININGS[training].settings),
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """The settings as a file that `knownot benchmark --config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped() -> list[str]:
+    """Names of the benchmarks that the package ships."""
+    folder = resources.files("knownot.benchmark") / "configs"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> BenchmarkConfig:
+    """Read a benchmark's settings.
+
+    Args:
+        name_or_file: One of `shipped()`, or a YAML file.
+        changes: Settings that replace those of the file where they are not None.
+
+    Raises:
+        ConfigError: If there is no such file, or it is wrong; names the key.
+    """
+    if name_or_file in shipped():
+        text = (
+            resources.files("knownot.benchmark") / "configs" / f"{name_or_file}.yaml"
+        ).read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(name_or_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"config: {name_or_file} cannot be read ({error}); expected a YAML file or one of "
+                f"{', '.join(shipped())}"
+            ) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name_or_file}: not valid YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name_or_file}: expected `key: value` lines")
+    values |= {key: value for key, value in (changes or {}).items() if value is not None}
+    try:
+        return BenchmarkConfig(**values)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
+    except TypeError as error:
+        raise ConfigError(f"{name_or_file}: keys must be words ({error})") from None
+
+
+def _known(key: str, name: str, names: dict[str, Any]) -> None:
+    if name not in names:
+        import difflib
+
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{key}: {name!r} is none of {', '.join(names)}{hint}")

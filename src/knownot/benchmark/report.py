@@ -1,0 +1,177 @@
+"""`report.md` and `report.html`: the same tables twice, the page with a figure."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from knownot.benchmark.protocols import get_protocol
+from knownot.benchmark.results import KNOWN, versions
+from knownot.benchmark.scores import OURS
+from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
+from knownot.benchmark.trainings import TRAININGS
+from knownot.benchmark.workplace import Workplace, write_whole
+from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR
+from knownot.evaluation.html import data_url, render
+
+DEFAULT = ("vos", "combined")  # what `knownot train` and `knownot predict` do unasked
+_NAMES = {
+    "fpr95": "FPR95, ID positive",
+    "fpr95_ood_positive": "FPR95, OOD positive",
+    "auroc": "AUROC",
+    "aupr_in": "AUPR in",
+    "aupr_out": "AUPR out",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: What it shows.
+        headings: Of the columns; the first column is text, the others numbers.
+        rows: Cells; as many in each as there are headings.
+        chosen: Indices of rows to emphasise.
+    """
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    chosen: list[int]
+
+    def markdown(self) -> str:
+        """As a Markdown table under its title."""
+        lines = [f"| {' | '.join(self.headings)} |", "|" + "---|" * len(self.headings)]
+        for i, row in enumerate(self.rows):
+            cells = [f"**{cell}**" for cell in row] if i in self.chosen else row
+            lines.append(f"| {' | '.join(cells)} |")
+        return f"{self.title}\n\n" + "\n".join(lines)
+
+
+def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict[str, str]) -> Path:
+    """Write both reports to the output folder and return the page's path."""
+    tables = [accuracy_table(summary), method_table(protocol, summary)]
+    tables += [set_table(place, protocol, summary)]
+    facts = _facts(place, protocol)
+    notes = [f"{method}: {reason}" for method, reason in failed.items()]
+    lines = [f"# {place.config.about}", *(f"- {fact}" for fact in facts)]
+    text = "\n".join(lines) + "\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n"
+    if notes:
+        text += "\nNot computed:\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    write_whole(place.output / "report.md", lambda file: file.write_text(text, "utf-8"))
+    page = render(
+        "benchmark",
+        title=place.config.about,
+        facts=facts,
+        tables=tables,
+        notes=notes,
+        figure=data_url(_figure(protocol, summary), "png"),
+    )
+    path = place.output / "report.html"
+    write_whole(path, lambda file: file.write_text(page, "utf-8"))
+    return path
+
+
+def accuracy_table(summary: Summary) -> Table:
+    """ID accuracy of every training."""
+    found = [line for line in summary.lines if line.set == KNOWN]
+    rows = [[TRAININGS[line.training].about, _spread(line)] for line in found]
+    return Table("ID accuracy, %", ["training", "accuracy"], rows, [])
+
+
+def method_table(protocol: str, summary: Summary) -> Table:
+    """Every method, the best first: means over all sets, near and far ones."""
+    metric = get_protocol(protocol).leading
+    methods = summary.methods(metric)
+    groups = [
+        group
+        for group in (MEAN, NEAR, FAR)
+        if any(line.set == group and line.metric == metric for line in summary.lines)
+    ]
+    headings = ["training", "score", *groups, "95 % interval of the mean", "AUROC"]
+    rows = []
+    for training, score in methods:
+        lines = [summary.line(training, score, group, metric) for group in groups]
+        auroc = summary.line(training, score, MEAN, "auroc")
+        rows.append(
+            [training, shown(score), *map(_spread, lines), _interval(lines[0]), _spread(auroc)]
+        )
+    title = f"{_NAMES[metric]}, %, lower is better: means over sets; AUROC, %, of the same sets"
+    return Table(title, headings, rows, _chosen(methods))
+
+
+def set_table(place: Workplace, protocol: str, summary: Summary) -> Table:
+    """Every method on every OOD set, with the interval of each."""
+    metric = get_protocol(protocol).leading
+    methods = summary.methods(metric)
+    config = place.config
+    names = [f"{name} (apart)" if name in config.apart else name for name in config.sets]
+    rows = []
+    for training, score in methods:
+        lines = [summary.line(training, score, name, metric) for name in config.sets]
+        rows.append(
+            [training, shown(score), *(f"{_spread(o)} {_interval(o)}".strip() for o in lines)]
+        )
+    title = f"{_NAMES[metric]}, %, of every set, with 95 % bootstrap interval"
+    return Table(title, ["training", "score", *names], rows, _chosen(methods))
+
+
+def shown(score: str) -> str:
+    """Name of a score in a report: ours and another library's may differ by a capital only."""
+    return f"{score} (ours)" if score in OURS else score
+
+
+def _facts(place: Workplace, protocol: str) -> list[str]:
+    config = place.config
+    return [
+        f"protocol {protocol}: {get_protocol(protocol).about}",
+        f"seeds {', '.join(map(str, config.seeds))}: mean ± standard deviation over them",
+        f"95 % intervals: {config.replicates} bootstrap draws of the images, mean over seeds",
+        f"near sets: {', '.join(config.near) or 'none'}; far sets: {', '.join(config.far) or 'none'}"
+        + (f"; in no mean: {', '.join(config.apart)}" if config.apart else ""),
+        f"versions: {versions()}",
+        "OOD images choose no setting, score, weight or threshold",
+    ]
+
+
+def _chosen(methods: list[tuple[str, str]]) -> list[int]:
+    return [i for i, method in enumerate(methods) if method == DEFAULT]
+
+
+def _spread(line: Line | None) -> str:
+    if line is None:
+        return "–"
+    std = "" if line.std is None else f" ± {100 * line.std:.1f}"
+    return f"{100 * line.mean:.1f}{std}"
+
+
+def _interval(line: Line | None) -> str:
+    if line is None or line.low is None or line.high is None:
+        return ""
+    return f"[{100 * line.low:.1f}, {100 * line.high:.1f}]"
+
+
+def _figure(protocol: str, summary: Summary) -> bytes:
+    """Means with their intervals, the best on top."""
+    from matplotlib.figure import Figure
+
+    metric = get_protocol(protocol).leading
+    methods = summary.methods(metric)
+    figure = Figure(figsize=(8, 1 + 0.2 * max(1, len(methods))), layout="constrained")
+    axes = figure.add_subplot()
+    for i, method in enumerate(methods):
+        line = summary.line(*method, MEAN, metric)
+        assert line is not None
+        colour = OOD_COLOUR if method == DEFAULT else ID_COLOUR
+        if line.low is not None and line.high is not None:
+            axes.plot([100 * line.low, 100 * line.high], [i, i], color=colour, lw=1)
+        axes.plot(100 * line.mean, i, "o", ms=4, color=colour)
+    axes.set_yticks(range(len(methods)), [f"{t}: {shown(s)}" for t, s in methods], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{_NAMES[metric]}, %, mean over sets and seeds, with 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

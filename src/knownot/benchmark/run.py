@@ -1,0 +1,179 @@
+"""The whole of `knownot benchmark`: models, scores, numbers, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from knownot.benchmark.arrays import Arrays, Fitted
+from knownot.benchmark.config import PhotoTraining
+from knownot.benchmark.photo_recipe import PhotoRecipe
+from knownot.benchmark.protocols import get_protocol
+from knownot.benchmark.recipe import Recipe
+from knownot.benchmark.report import write_report
+from knownot.benchmark.results import KNOWN, Row, read_rows, versions, write_rows
+from knownot.benchmark.scores import SCORES
+from knownot.benchmark.small_images import SmallImageRecipe
+from knownot.benchmark.summary import Summary, summarise
+from knownot.benchmark.workplace import Workplace, read_tensors, write_tensors, write_whole
+from knownot.errors import KnownotError
+from knownot.models.classifier import UnknownAwareClassifier
+
+RESULTS, SUMMARY, SETTINGS = "results.csv", "summary.csv", "settings.yaml"
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a benchmark left.
+
+    Attributes:
+        summary: Means over seeds, with intervals.
+        failed: Method and reason of what could not be computed.
+        report: The HTML report; `report.md` is beside it.
+    """
+
+    summary: Summary
+    failed: dict[str, str]
+    report: Path
+
+
+def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
+    """Measure every method that the output folder does not hold yet, and write the reports.
+
+    A model, a score and a number that are there already are not made again; what is being made
+    when the run is interrupted is lost at most since the last epoch.
+
+    Raises:
+        ConfigError: If a name is wrong.
+        DataError: If images are missing, or the output cannot be written.
+    """
+    get_protocol(protocol)
+    recipe = _recipe(place)
+    recipe.check()
+    write_whole(place.output / SETTINGS, lambda f: f.write_text(place.config.to_yaml(), "utf-8"))
+    rows = read_rows(place.output / RESULTS)
+    failed: dict[str, str] = {}
+    for seed in place.config.seeds:
+        for training in place.config.methods:
+            _measure(place, recipe, protocol, training, seed, rows, failed)
+    summary = summarise(place, protocol, rows)
+    summary.save(place.output / SUMMARY)
+    report = write_report(place, protocol, summary, failed)
+    return BenchmarkResult(summary, failed, report)
+
+
+def _recipe(place: Workplace) -> Recipe:
+    photos = isinstance(place.config.training, PhotoTraining)
+    return PhotoRecipe(place) if photos else SmallImageRecipe(place)
+
+
+def _measure(
+    place: Workplace,
+    recipe: Recipe,
+    protocol: str,
+    training: str,
+    seed: int,
+    rows: list[Row],
+    failed: dict[str, str],
+) -> None:
+    """All scores of one model; adds to `rows` (and the results file) and `failed`."""
+    done = {row.method for row in rows}
+    settings = place.config.fingerprint(training)
+    names = ["", *place.config.scores(training)]  # "": the model's accuracy
+    missing = [n for n in names if (protocol, training, n, seed, settings) not in done]
+    if not missing:
+        return
+    model = _Model(place, recipe, training, seed)
+    before = len(rows)
+    advance = place.reporter.stage(f"{training}, seed {seed}: scores", len(missing))
+    for name in missing:
+        try:
+            rows += model.accuracy(protocol) if name == "" else model.rows(protocol, name)
+        except KnownotError:
+            raise
+        except Exception as error:  # one detector that fails must not lose the others
+            failed[f"{training}, {name}"] = str(error) or type(error).__name__
+        advance(1)
+    write_rows(place.output / RESULTS, rows)
+    place.reporter.say(f"{training}, seed {seed}: {len(rows) - before} numbers")
+
+
+class _Model:
+    """One trained model with its arrays, loaded when they are needed."""
+
+    def __init__(self, place: Workplace, recipe: Recipe, training: str, seed: int) -> None:
+        self.place, self.recipe, self.training, self.seed = place, recipe, training, seed
+        self._model: UnknownAwareClassifier | None = None
+        self._arrays: dict[str, Arrays] = {}
+
+    @property
+    def model(self) -> UnknownAwareClassifier:
+        if self._model is None:
+            self._model = self.recipe.model(self.training, self.seed)
+        return self._model
+
+    def arrays(self, part: str) -> Arrays:
+        """Arrays of a part of the known images, or of an OOD set."""
+        if part not in self._arrays:
+            run = self.training, self.seed
+            get = self.recipe.known if part in ("train", "val", "test") else self.recipe.ood
+            self._arrays[part] = get(self.model, run, part)  # type: ignore[arg-type]
+        return self._arrays[part]
+
+    def accuracy(self, protocol: str) -> list[Row]:
+        """The row of the model's accuracy on ID test images."""
+        test = self.arrays("test")
+        correct = (test.logits.argmax(1) == test.labels).double().mean()
+        return [self._row(protocol, "", KNOWN, "accuracy", float(correct), len(test), 0)]
+
+    def rows(self, protocol: str, score: str) -> list[Row]:
+        """The rows of one score."""
+        scores = self.scores(score)
+        known = scores[KNOWN]
+        measure = get_protocol(protocol).measure
+        return [
+            self._row(protocol, score, name, metric, value, len(known), len(scores[name]))
+            for name in self.place.config.sets
+            for metric, value in measure(known, scores[name], name).items()
+        ]
+
+    def scores(self, score: str) -> dict[str, Tensor]:
+        """One score of the ID test images ("known") and of every OOD set, kept on disk."""
+        file = self.place.scores_file(self.training, self.seed, score)
+        kept = read_tensors(file)
+        wanted = {KNOWN: "test"} | {name: name for name in self.place.config.sets}
+        if kept is not None and set(wanted) <= set(kept):
+            return kept
+        torch.manual_seed(0)
+        fitted = Fitted(self.model, self.arrays("train"), self.arrays("val"))
+        scorer = SCORES[score](fitted)
+        found = {name: scorer(self.arrays(part)).double() for name, part in wanted.items()}
+        for name, values in found.items():
+            if values.isnan().any():
+                raise ValueError(f"{int(values.isnan().sum())} scores of {name} are NaN")
+        write_tensors(file, found)
+        return found
+
+    def _row(
+        self, protocol: str, score: str, name: str, metric: str, value: float, n_id: int, n_ood: int
+    ) -> Row:
+        config = self.place.config
+        return Row(
+            benchmark=config.name,
+            protocol=protocol,
+            training=self.training,
+            score=score,
+            seed=self.seed,
+            set=name,
+            group=KNOWN if name == KNOWN else config.group(name),
+            averaged=name != KNOWN and name not in config.apart,
+            metric=metric,
+            value=value,
+            n_id=n_id,
+            n_ood=n_ood,
+            settings=config.fingerprint(self.training),
+            versions=versions(),
+        )

@@ -1,0 +1,345 @@
+"""Wide ResNets on small images in memory: the paper's recipe for CIFAR-10, and smaller ones."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knownot.benchmark.arrays import Arrays, from_backbone_features
+from knownot.benchmark.config import SmallImageTraining
+from knownot.benchmark.image_sets import Images, known_images, ood_images
+from knownot.benchmark.recipe import Part
+from knownot.benchmark.trainings import TRAININGS
+from knownot.benchmark.workplace import Workplace, read_tensors, write_tensors, write_whole
+from knownot.data.photo import open_photo
+from knownot.data.reading import read_batches
+from knownot.errors import DataError, MissingExtraError, TrainingError
+from knownot.models.classifier import ClassifierOutput, UnknownAwareClassifier
+from knownot.models.model_folder import choose_device, load, save
+from knownot.models.preprocessing import Preprocessing
+from knownot.training.config import TrainConfig
+
+# Channel statistics of CIFAR-10's training images, as the paper's code has them.
+_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+_PADDING = 4
+_BATCH = 250  # images sent through a network together where nothing is learnt
+_FINAL_LR = 1e-6
+
+
+class SmallImageRecipe:
+    """Trains on images in memory, with random crops and mirrors, by SGD on a cosine.
+
+    Args:
+        place: Settings and folders.
+    """
+
+    def __init__(self, place: Workplace) -> None:
+        self.place = place
+        self.settings = cast(SmallImageTraining, place.config.training)
+        self._pixels: dict[str, Tensor] = {}
+
+    def check(self) -> None:
+        """Look at all image sets before anything is trained."""
+        for name in self.place.config.sets:
+            ood_images(name, self.place.data, self.place.config.max_images)
+        self._classes  # noqa: B018
+
+    def model(self, training: str, seed: int) -> UnknownAwareClassifier:
+        """The model, trained or, where it was before, loaded."""
+        folder = self.place.model_folder(training, seed)
+        if (folder / "config.json").is_file():
+            return cast(UnknownAwareClassifier, load(folder, backbone=self._backbone())).eval()
+        torch.manual_seed(seed)
+        device = choose_device(self.settings.device)
+        model = self._build(training).to(device)
+        checkpoint = folder.with_name(f".{folder.name}.ckpt")
+        peer = TRAININGS[training].peer
+        model.vos.start_step = int(self.settings.vos_start * self._steps)
+        run = SmallImageRun(
+            model,
+            model.vos if peer is None else peer(model).to(device),
+            self.settings,
+            self._known_pixels("train"),
+            self._known_labels("train"),
+            seed,
+        )
+        stage = f"{training}, seed {seed}: epochs"
+        run.train(checkpoint, self.place.reporter.stage(stage, self.settings.epochs))
+        model.cpu().eval()
+        train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
+        model.fit_scores(train.backbone_features, train.labels)
+        model.calibrate(val.backbone_features)
+        save(model, folder)
+        checkpoint.unlink(missing_ok=True)
+        return model
+
+    def known(self, model: UnknownAwareClassifier, run: tuple[str, int], part: Part) -> Arrays:
+        """Arrays of a part of the known images."""
+        return self._arrays(model, run, part, self._known_labels(part))
+
+    def ood(self, model: UnknownAwareClassifier, run: tuple[str, int], name: str) -> Arrays:
+        """Arrays of an OOD set."""
+        return self._arrays(model, run, f"ood-{name}", None)
+
+    def _arrays(
+        self, model: UnknownAwareClassifier, run: tuple[str, int], part: str, labels: Tensor | None
+    ) -> Arrays:
+        file = self.place.arrays_file(*run, part)
+        kept = read_tensors(file)
+        if kept is None:
+            pixels = self._part_pixels(part)
+            device = choose_device(self.settings.device)
+            model.to(device)
+            progress = self.place.reporter.stage(f"features of {part}", len(pixels))
+            rows = []
+            with torch.no_grad():
+                for chunk in (pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH)):
+                    rows.append(model.backbone_features(chunk.to(device)).float().cpu())
+                    progress(len(chunk))
+            model.cpu()
+            kept = {"rows": torch.cat(rows)}
+            write_tensors(file, kept)
+        pixels_again = None if part == "train" else lambda: self._part_pixels(part)
+        return from_backbone_features(model, kept["rows"], labels, pixels_again)
+
+    def _part_pixels(self, part: str) -> Tensor:
+        if part in ("train", "val", "test"):
+            return self._known_pixels(cast(Part, part))
+        if part not in self._pixels:
+            name = part.removeprefix("ood-")
+            images = ood_images(name, self.place.data, self.place.config.max_images)
+            self._pixels[part] = self._read(images, name)
+        return self._pixels[part]
+
+    def _read(self, images: Images, what: str) -> Tensor:
+        """Images as uint8 (N, 3, S, S): the centre square, resized as every set is."""
+        preprocessing = self._preprocessing
+        skipped: dict[int, str] = {}
+
+        def read(index: int) -> Tensor:
+            image = images[index]
+            if isinstance(image, Path):
+                image = open_photo(image)
+            try:
+                return preprocessing.from_pil(image)
+            except OSError as error:
+                raise DataError(f"{what}: picture {index} cannot be read ({error})") from None
+
+        progress = self.place.reporter.stage(f"reading {what}", len(images))
+        batches = []
+        for _, pixels in read_batches(range(len(images)), read, _BATCH, skipped):
+            batches.append(pixels)
+            progress(len(pixels))
+        if not batches:
+            first = next(iter(skipped.values()), "it is empty")
+            raise DataError(f"set {what!r}: none of its images can be read; first: {first}")
+        for reason in list(skipped.values())[:3]:
+            self.place.reporter.say(f"left out: {reason}")
+        return torch.cat(batches)
+
+    @cached_property
+    def _loaded(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Pixels and labels of "train", "val" and "test"; the same validation images always."""
+        config, settings = self.place.config, self.settings
+        parts = {}
+        for split in ("train", "test"):
+            known = known_images(config.known, self.place.data, split)
+            pixels = self._read(known.images, f"{config.known} {split}")
+            if len(pixels) < len(known.labels):
+                raise DataError(f"{config.known} {split}: some pictures are damaged; get it anew")
+            parts[split] = pixels, known.labels
+        pixels, labels = parts["train"]
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+        most = len(order) if settings.train_images is None else settings.train_images
+        val = order[: settings.val_images].sort().values
+        train = order[settings.val_images :][:most].sort().values
+        if not len(train):
+            raise DataError(
+                f"val_images: {settings.val_images} of {len(order)} images leave none to train on"
+            )
+        parts["train"], parts["val"] = (pixels[train], labels[train]), (pixels[val], labels[val])
+        return parts
+
+    def _known_pixels(self, part: Part) -> Tensor:
+        return self._loaded[part][0]
+
+    def _known_labels(self, part: Part) -> Tensor:
+        return self._loaded[part][1]
+
+    @cached_property
+    def _classes(self) -> list[str]:
+        return known_images(self.place.config.known, self.place.data, "test").classes
+
+    @property
+    def _steps(self) -> int:
+        return (
+            steps_per_epoch(len(self._known_labels("train")), self.settings) * self.settings.epochs
+        )
+
+    @property
+    def _preprocessing(self) -> Preprocessing:
+        return Preprocessing(image_size=self.settings.image_size, crop=1.0, mean=_MEAN, std=_STD)
+
+    def _backbone(self) -> nn.Module:
+        return wide_resnet(self.settings.depth, self.settings.width, self.settings.dropout)
+
+    def _build(self, training: str) -> UnknownAwareClassifier:
+        changes = dict(TRAININGS[training].settings)
+        config = TrainConfig(data=self.place.data, finetune="all", **changes)
+        width = 64 * self.settings.width
+        bottleneck = config.bottleneck_for(width)
+        return UnknownAwareClassifier(
+            self._backbone(),
+            width,
+            self._classes,
+            self._preprocessing,
+            bottleneck=bottleneck,
+            standardise=False,
+            vos=config.vos_settings(len(self._classes), bottleneck or width),
+        ).to(memory_format=torch.channels_last)
+
+
+def wide_resnet(depth: int, width: int, dropout: float) -> nn.Module:
+    """A Wide ResNet that maps images (N, 3, 32, 32) to features (N, 64 * width).
+
+    Raises:
+        MissingExtraError: If pytorch-ood, whose network it is, is not installed.
+    """
+    try:
+        from pytorch_ood.model import WideResNet
+    except ImportError:
+        raise MissingExtraError("pytorch-ood", "baselines", "its Wide ResNet") from None
+    network: nn.Module = WideResNet(1, depth=depth, widen_factor=width, drop_rate=dropout)
+    network.fc = nn.Identity()
+    return network
+
+
+def steps_per_epoch(images: int, settings: SmallImageTraining) -> int:
+    """Steps of an epoch; a last batch of one image is left out (it has no variance)."""
+    whole, rest = divmod(images, settings.batch_size)
+    return whole + (rest > 1)
+
+
+class SmallImageRun:
+    """One training, resumable after every epoch; images and model on one device.
+
+    Args:
+        model: What is trained; its device is used.
+        uncertainty: Called as `model.vos` is.
+        settings: Settings.
+        pixels: Training images (N, 3, S, S), uint8.
+        labels: Their classes (N,), int64.
+        seed: All randomness of an epoch follows from it and the epoch.
+    """
+
+    def __init__(
+        self,
+        model: UnknownAwareClassifier,
+        uncertainty: nn.Module,
+        settings: SmallImageTraining,
+        pixels: Tensor,
+        labels: Tensor,
+        seed: int,
+    ) -> None:
+        self.model, self.uncertainty, self.settings, self.seed = model, uncertainty, settings, seed
+        self.pixels, self.labels = pixels.to(model.device), labels.to(model.device)
+        self.steps = steps_per_epoch(len(labels), settings)
+        decayed = [
+            p for part in (model.backbone, model.neck, model.head) for p in part.parameters()
+        ]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": list(uncertainty.parameters()), "weight_decay": 0.0},
+            ],
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+        )
+
+    def train(self, checkpoint: Path, progress: object = None) -> None:
+        """Train to the end, from `checkpoint` if there is one; it is written after every epoch.
+
+        Raises:
+            TrainingError: If the loss is not finite.
+        """
+        advance = progress if callable(progress) else lambda done: None
+        first = self._resume(checkpoint)
+        advance(first)
+        for epoch in range(first, self.settings.epochs):
+            self.train_epoch(epoch)
+            self._keep(checkpoint, epoch + 1)
+            advance(1)
+
+    def train_epoch(self, epoch: int, steps: int | None = None) -> None:
+        """One epoch, or its first `steps` steps."""
+        torch.manual_seed(self.seed * 1_000_003 + epoch)
+        self.model.train()
+        order = torch.randperm(len(self.labels)).to(self.labels.device)
+        size = self.settings.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        for step, batch in enumerate(batches[: steps or self.steps]):
+            self._set_lr(epoch * self.steps + step)
+            labels = self.labels[batch]
+            output = self._forward(crop_and_mirror(self.pixels[batch]))
+            loss = F.cross_entropy(output.logits, labels)
+            loss = loss + self.uncertainty(output.features, output.logits, labels)
+            if not torch.isfinite(loss):
+                raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; lower lr")
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def _forward(self, images: Tensor) -> ClassifierOutput:
+        # The head and the losses always in float32: covariances need it.
+        half = self.settings.precision == "bf16-mixed"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            features = self.model.backbone_features(images)
+        return self.model.classify(features.float())
+
+    def _set_lr(self, step: int) -> None:
+        done = step / (self.steps * self.settings.epochs)
+        lr = _FINAL_LR + (self.settings.lr - _FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _keep(self, checkpoint: Path, epochs: int) -> None:
+        state = {
+            "epochs": epochs,
+            "model": self.model.state_dict(),
+            "uncertainty": self.uncertainty.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_whole(checkpoint, lambda file: torch.save(state, file))
+
+    def _resume(self, checkpoint: Path) -> int:
+        if not checkpoint.is_file():
+            return 0
+        state = torch.load(checkpoint, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.uncertainty.load_state_dict(state["uncertainty"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["epochs"])
+
+
+def crop_and_mirror(images: Tensor) -> Tensor:
+    """Each image (N, 3, S, S) moved by up to 4 pixels, black at the edge, and mirrored or not."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, (_PADDING,) * 4)
+    device = images.device
+    top, left = (torch.randint(2 * _PADDING + 1, (n, 1)).to(device) for _ in range(2))
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
+    mirrored = (torch.rand(n, 1) < 0.5).to(device)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    image = torch.arange(n, device=device)[:, None, None]
+    # Advanced indices around a slice put the channels last.
+    moved = padded[image, :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)

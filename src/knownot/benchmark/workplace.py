@@ -1,0 +1,112 @@
+"""Where a benchmark's files are, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from knownot.benchmark.config import BenchmarkConfig
+from knownot.errors import DataError
+
+
+class Reporter(Protocol):
+    """What a benchmark tells its caller as it goes."""
+
+    def say(self, text: str) -> None:
+        """Something happened that a person waits for."""
+
+    def stage(self, name: str, total: int) -> Callable[[int], None]:
+        """A stage of `total` parts begins; the result is called with parts done."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def stage(self, name: str, total: int) -> Callable[[int], None]:
+        """Count nothing."""
+        return lambda done: None
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Settings, data folder and output folder of one benchmark.
+
+    Attributes:
+        config: What is compared.
+        data: Folder with the image sets.
+        output: Folder for models, scores, results and reports.
+        cache: Folder for features of photos, or None for the user's own.
+        reporter: Told about progress.
+    """
+
+    config: BenchmarkConfig
+    data: Path
+    output: Path
+    cache: Path | None = None
+    reporter: Reporter = field(default_factory=Silent)
+
+    def run_name(self, training: str, seed: int) -> str:
+        """Name of a model's folders; other settings give another name."""
+        return f"{training}-seed{seed}-{self.config.fingerprint(training)}"
+
+    def model_folder(self, training: str, seed: int) -> Path:
+        """Where a trained model is kept."""
+        return self.output / "models" / self.run_name(training, seed)
+
+    def arrays_file(self, training: str, seed: int, part: str) -> Path:
+        """Where features of a set are kept."""
+        return self.output / "arrays" / self.run_name(training, seed) / f"{_file_name(part)}.st"
+
+    def scores_file(self, training: str, seed: int, score: str) -> Path:
+        """Where one score of all sets is kept."""
+        return self.output / "scores" / self.run_name(training, seed) / f"{_file_name(score)}.st"
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name and rename it.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors as a safetensors file."""
+    from safetensors.torch import save_file
+
+    write_whole(path, lambda file: save_file({k: t.contiguous() for k, t in tensors.items()}, file))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Named tensors of a file, or None if it is missing or damaged: then they are computed anew."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except Exception:  # safetensors raises its own type, and OSError
+        return None
+    return tensors

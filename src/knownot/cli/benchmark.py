@@ -1,0 +1,119 @@
+"""`knownot benchmark`: parse, call the library, print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knownot.cli.console import photo_progress, print_json, stderr, stdout
+from knownot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from knownot.benchmark.run import BenchmarkResult
+
+
+def benchmark(
+    config: Annotated[
+        str,
+        typer.Option(help="cats_dogs, cifar10_small, cifar10_wrn40, or a YAML file of your own."),
+    ] = "cats_dogs",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the image sets. (default: the variable KNOWNOT_DATA)"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="(default: benchmark-<config>)")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="paper: ID is the positive class. openood: OOD is.")
+    ] = "paper",
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0,1,2. (default: the configuration's)")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Compare OOD methods on the same models and images, over several seeds.
+
+    [bold]knownot benchmark --config cats_dogs --data data/[/]
+
+    [bold]knownot benchmark --config cifar10_small --data data/ --protocol openood[/]
+
+    Writes results.csv, summary.csv, report.md and report.html. The same command goes on where the
+    last one was interrupted; what is in the results is not measured again.
+    """
+    from knownot.benchmark.config import load_config
+    from knownot.benchmark.run import run_benchmark
+    from knownot.benchmark.workplace import Workplace
+
+    settings = load_config(config, {"seeds": _seeds(seeds)})
+    place = output or Path(f"benchmark-{settings.name}")
+    try:
+        with photo_progress(json_output) as begin:
+            reporter = _Printer(begin, json_output)
+            result = run_benchmark(
+                Workplace(settings, _data(data), place, None, reporter), protocol
+            )
+    except KeyboardInterrupt:
+        stderr().print("\n[yellow]interrupted.[/] The same command goes on from here.")
+        raise typer.Exit(130) from None
+    if json_output:
+        from dataclasses import asdict
+
+        lines = [asdict(line) for line in result.summary.lines]
+        print_json({"protocol": protocol, "lines": lines, "failed": result.failed})
+        return
+    _print(protocol, result)
+    stderr().print(f"report: {result.report}", soft_wrap=True)
+
+
+def _data(given: Path | None) -> Path:
+    named = os.environ.get("KNOWNOT_DATA")
+    if given is None and not named:
+        raise ConfigError("data: where are the image sets? Give --data FOLDER, or set KNOWNOT_DATA")
+    folder = given or Path(named or "")
+    if not folder.is_dir():
+        raise ConfigError(f"data: {folder} is no folder")
+    return folder
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"seeds: expected numbers such as 0,1,2, got {text!r}") from None
+
+
+class _Printer:
+    """Draws what a benchmark reports."""
+
+    def __init__(self, begin: Callable[[str, int], Callable[[int], None]], quiet: bool) -> None:
+        self.stage = begin
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """One line on standard error."""
+        if not self.quiet:
+            stderr().print(text, soft_wrap=True, markup=False)
+
+
+def _print(protocol: str, result: BenchmarkResult) -> None:
+    from rich.table import Table
+
+    from knownot.benchmark.report import accuracy_table, method_table
+
+    for table in (accuracy_table(result.summary), method_table(protocol, result.summary)):
+        drawn = Table(title=table.title, title_justify="left")
+        for heading in table.headings:
+            drawn.add_column(heading)
+        for i, row in enumerate(table.rows):
+            style: dict[str, Any] = {"style": "bold"} if i in table.chosen else {}
+            drawn.add_row(*row, **style)
+        stdout().print(drawn)
+    for method, reason in result.failed.items():
+        stderr().print(f"[yellow]not computed:[/] {method}: {reason}", soft_wrap=True)

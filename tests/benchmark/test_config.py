@@ -1,0 +1,81 @@
+"""Settings of a benchmark: those that are shipped, and what is wrong with others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from knownot.benchmark.config import BenchmarkConfig, load_config, shipped
+from knownot.benchmark.scores import OURS, POSTHOC
+from knownot.errors import ConfigError
+
+GOOD = {
+    "name": "mine",
+    "about": "x",
+    "known": "cats_dogs",
+    "training": {"recipe": "photos"},
+    "methods": {"vos": ["ours"]},
+    "far": ["a"],
+}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_benchmark_is_valid_and_survives_its_own_file(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    assert config.name == name
+    (tmp_path / "copy.yaml").write_text(config.to_yaml())
+    assert load_config(str(tmp_path / "copy.yaml")) == config
+    assert config.scores("cross-entropy") == [*POSTHOC, *OURS]
+    assert {"vos", "vos-free-phi", "vos-pytorch-ood"} < set(config.methods)
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    training = load_config("cifar10_wrn40").training.model_dump()
+    paper = {"depth": 40, "width": 2, "dropout": 0.3, "epochs": 100, "batch_size": 128, "lr": 0.1}
+    paper |= {"momentum": 0.9, "weight_decay": 5e-4, "vos_start": 0.4}
+    assert {key: training[key] for key in paper} == paper
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metods": {}}, "metods: Extra inputs"),
+        ({"methods": {"vos": ["enrgy"]}}, "'enrgy' is none of .*; did you mean energy"),
+        ({"methods": {"voss": ["energy"]}}, "did you mean vos"),
+        ({"far": []}, "near, far: expected different sets"),
+        ({"near": ["a"]}, "near, far: expected different sets"),
+        ({"apart": ["b"]}, "apart: 'b' is none of a"),
+        ({"seeds": [0, 0]}, "seeds: expected different numbers"),
+        ({"seeds": []}, "seeds: "),
+        ({"training": {"recipe": "other"}}, "recipe"),
+        ({"training": {"recipe": "small_images", "depth": 41}}, r"depth: expected 6 n \+ 4"),
+        ({"name": "../up"}, "name: "),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, changes, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(GOOD | changes))
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", "1: 2"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_config(str(tmp_path / "mine.yaml"))
+
+
+def test_a_missing_file_names_what_is_shipped() -> None:
+    with pytest.raises(ConfigError, match="expected a YAML file or one of cats_dogs, cifar10"):
+        load_config("cats_and_dogs")
+
+
+def test_models_of_other_settings_have_other_names() -> None:
+    one, same = BenchmarkConfig(**GOOD), BenchmarkConfig(**GOOD | {"seeds": [5], "about": "y"})
+    other = BenchmarkConfig(**GOOD | {"training": {"recipe": "photos", "settings": {"epochs": 3}}})
+    assert one.fingerprint("vos") == same.fingerprint("vos")
+    prints = {one.fingerprint("vos"), other.fingerprint("vos"), one.fingerprint("vos-free-phi")}
+    assert len(prints) == 3

@@ -1,0 +1,118 @@
+"""Every score on a real small model: finite, row by row, and right about what is far away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from knownot.benchmark.arrays import Arrays, Fitted, from_backbone_features
+from knownot.benchmark.scores import LEFT_OUT, OURS, POSTHOC, SCORES, NotAvailableError
+from knownot.core import metrics
+from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.preprocessing import Preprocessing
+from tests.helpers import COLOURS, SIZE, pixels, tiny_backbone
+
+# These say "far" of anything that is not near training features. The others rest on confidence,
+# which may well be high far away.
+KNOW_DISTANCE = {"Mahalanobis", "kNN", "GMM", "pNML", "mahalanobis", "knn", "combined"}
+
+
+def plain_model() -> UnknownAwareClassifier:
+    """Red and green, the features straight into the head, which alone is trained."""
+    preprocessing = Preprocessing(image_size=SIZE, crop=1.0)
+    model = UnknownAwareClassifier(
+        tiny_backbone(), 8, list(COLOURS), preprocessing, bottleneck=None, standardise=False
+    ).eval()
+    train, val = colours(model, 0), colours(model, 10_000)
+    optimizer = torch.optim.Adam(model.head.parameters(), lr=0.05)
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(model.head(train.features), train.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.fit_scores(train.backbone_features, train.labels)
+    model.calibrate(val.backbone_features)
+    return model
+
+
+def colours(model, start: int, count: int = 60) -> Arrays:
+    images = torch.cat([pixels(count, c, start + 1000 * k) for k, c in enumerate(COLOURS.values())])
+    labels = torch.arange(2).repeat_interleave(count)
+    with torch.no_grad():
+        rows = model.backbone_features(images)
+    return from_backbone_features(model, rows, labels, lambda: images)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    model = plain_model()
+    return Fitted(model, colours(model, 0), colours(model, 20_000))
+
+
+@pytest.fixture(scope="module")
+def test_arrays(fitted: Fitted) -> Arrays:
+    return colours(fitted.model, 40_000, 30)
+
+
+@pytest.fixture(scope="module")
+def ood_arrays(fitted: Fitted) -> Arrays:
+    images = pixels(40, (40, 40, 220), 60_000)
+    with torch.no_grad():
+        return from_backbone_features(
+            fitted.model, fitted.model.backbone_features(images), None, lambda: images
+        )
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_is_one_finite_number_a_row_and_repeats(
+    name: str, fitted: Fitted, test_arrays: Arrays, ood_arrays: Arrays
+) -> None:
+    torch.manual_seed(0)
+    scorer = SCORES[name](fitted)
+    known, ood = scorer(test_arrays), scorer(ood_arrays)
+    assert known.shape == (60,)
+    assert ood.shape == (40,)
+    assert torch.isfinite(known).all()
+    assert torch.isfinite(ood).all()
+    torch.testing.assert_close(scorer(test_arrays), known)
+    if name in KNOW_DISTANCE:
+        assert metrics.auroc(known, ood) > 0.9
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("energy", "Energy"), ("msp", "MSP"), ("knn", "kNN")])
+def test_scores_that_both_have_agree(
+    ours: str, theirs: str, fitted: Fitted, test_arrays: Arrays, ood_arrays: Arrays
+) -> None:
+    for arrays in (test_arrays, ood_arrays):
+        a, b = OURS[ours](fitted)(arrays), POSTHOC[theirs](fitted)(arrays)
+        if ours == "knn":  # other features, other k, half the square: the ranks are much alike
+            ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
+            assert torch.corrcoef(ranks)[0, 1] > 0.5
+        else:
+            # Theirs are negated confidences: equal up to a constant.
+            torch.testing.assert_close(a - a[0], b - b[0], atol=1e-4, rtol=1e-4)
+
+
+def test_every_detector_of_pytorch_ood_is_here_or_said_to_be_left_out() -> None:
+    import pytorch_ood.detector as library
+    from pytorch_ood.api import Detector
+
+    theirs = {n for n in library.__all__ if isinstance(getattr(library, n), type)}
+    theirs = {n for n in theirs if issubclass(getattr(library, n), Detector)}
+    ours = {
+        "MSP": "MaxSoftmax", "Energy": "EnergyBased", "KL-matching": "KLMatching",
+        "Temperature": "TemperatureScaling", "Relative Mahalanobis": "RMD", "kNN": "KNN",
+        "pNML": "PNML", "ASH-S": "ASH", "ASH-B": "ASH", "ASH-P": "ASH",
+    }  # fmt: skip
+    here = {ours.get(name, name) for name in POSTHOC}
+    assert here | set(LEFT_OUT) == theirs
+    assert not here & set(LEFT_OUT)
+
+
+def test_odin_says_what_it_lacks(fitted: Fitted, test_arrays: Arrays) -> None:
+    without = Arrays(
+        test_arrays.logits, test_arrays.features, test_arrays.backbone_features, test_arrays.labels
+    )
+    with pytest.raises(NotAvailableError, match="gradient with respect to the pixels"):
+        SCORES["ODIN"](fitted)(without)
