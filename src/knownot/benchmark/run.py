@@ -171,7 +171,7 @@ class _Model:
             group=KNOWN if name == KNOWN else config.group(name),
             averaged=name != KNOWN and name not in config.apart,
             metric=metric,
-            value=value,
+            value=float(f"{value:.6g}"),  # as the file holds it: a second report is the same
             n_id=n_id,
             n_ood=n_ood,
             settings=config.fingerprint(self.training),
