@@ -61,6 +61,13 @@ class Client:
             self.close()
             return 0, b""
 
+    async def send_and_leave(self, part: bytes) -> None:
+        """Send part of a request over a connection of its own, and close that."""
+        _, writer = await asyncio.open_connection(self.host, self.port)
+        writer.write(part)
+        await writer.drain()
+        writer.close()
+
     def close(self) -> None:
         """Close the connection."""
         if self.writer is not None:

@@ -148,7 +148,7 @@ def test_errors_name_the_remedy(
 
 def test_a_folder_that_is_no_model_says_so_from_the_other_process(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is no model folder"):
-        load_model(tmp_path, threads=1)
+        load_model(tmp_path)
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

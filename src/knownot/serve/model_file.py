@@ -13,19 +13,18 @@ from knownot.errors import ExportError, MissingExtraError
 from knownot.runtime import OnnxClassifier
 
 
-def load_model(model: str | Path, threads: int) -> OnnxClassifier:
+def load_model(model: str | Path) -> OnnxClassifier:
     """An exported file, or a model folder by way of the export and its comparison.
 
     Args:
         model: File of `knownot export`, or whatever `knownot.load` takes.
-        threads: Threads of ONNX Runtime.
 
     Raises:
         KnownotError: If it is missing, damaged, or not exported with the same answers.
     """
     path = Path(model)
     if path.is_file() or path.suffix == ".onnx":
-        return OnnxClassifier(path, threads=threads, spin=False)
+        return _one_thread(path)
     for package in ("torch", "onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export", "serving a model folder")
@@ -37,7 +36,13 @@ def load_model(model: str | Path, threads: int) -> OnnxClassifier:
                 pool.submit(_export, str(model), file).result()
             except BrokenProcessPool:
                 raise ExportError(f"{model}: the export was stopped; is memory short?") from None
-        return OnnxClassifier(file, threads=threads, spin=False)
+        return _one_thread(file)
+
+
+def _one_thread(file: Path) -> OnnxClassifier:
+    # One core for each batch, and as many batches at the same time: threads that share a batch wait
+    # for each other, and longest where a core is busy with decoding.
+    return OnnxClassifier(file, threads=1)
 
 
 def _export(model: str, file: Path) -> None:

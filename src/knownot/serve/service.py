@@ -32,11 +32,13 @@ class Batching:
     """How photos are put together.
 
     Attributes:
+        threads: Batches that run at the same time; one for each usable core if None.
         size: Most photos in a batch; the model's own number if None.
         wait: Seconds that an idle model waits for photos that are being decoded.
         drift_window: Last photos that the drift alarm watches.
     """
 
+    threads: int | None = None
     size: int | None = None
     wait: float = 0.005
     drift_window: int = 500
@@ -69,6 +71,7 @@ class Service:
         """Starts the threads, answers for a grey photo once, and stops the threads at the end."""
         self._batcher = Batcher(
             self.model.answer,
+            threads=self._batching.threads or usable_cores(),
             size=self._batching.size or self.model.batch_size,
             wait=self._batching.wait,
             observe=self.metrics.batches.observe,
