@@ -45,7 +45,8 @@ from knownot.serve.cores import usable_cores
 from knownot.training.config import make_config
 from knownot.training.train import train
 
-_BATCH = 8
+_BATCHES = (1, 2, 4, 8)  # of the bare model
+_FORM = 8  # photos in a request of several
 _CONNECTIONS = 16
 
 
@@ -78,15 +79,15 @@ def speed(file: Path, photos: list[Path], url: str, rounds: int, seconds: float)
     """Photos per second of each way, and latency alone and at 70 % of the service's throughput."""
     bytes_of = [path.read_bytes() for path in photos]
     singles = [post(data, "image/jpeg") for data in bytes_of]
-    eights = [form(bytes_of[i : i + _BATCH]) for i in range(0, len(bytes_of), _BATCH)]
+    eights = [form(bytes_of[i : i + _FORM]) for i in range(0, len(bytes_of), _FORM)]
     cores = usable_cores()
     together, alone = OnnxClassifier(file, threads=cores), OnnxClassifier(file, threads=1)
     squares = np.stack([alone.prepare(open_photo(p, at_least=alone.least_side)) for p in photos])
 
-    def bare(model: OnnxClassifier) -> Callable[[int], int]:
+    def bare(model: OnnxClassifier, batch: int) -> Callable[[int], int]:
         def run(turn: int) -> int:
-            start = turn * _BATCH % len(squares)
-            return len(model.answer_prepared(squares[start : start + _BATCH])[0])
+            start = turn * batch % len(squares)
+            return len(model.answer_prepared(squares[start : start + batch])[0])
 
         return run
 
@@ -96,11 +97,14 @@ def speed(file: Path, photos: list[Path], url: str, rounds: int, seconds: float)
         one = asyncio.run(closed_loop(url, singles, _CONNECTIONS, seconds))
         several = asyncio.run(closed_loop(url, eights, 2 * cores, seconds))
         rates = {
-            "bare, one run on all cores": rate_of(bare(together), 1, seconds),
-            "bare, one run a core": rate_of(bare(alone), cores, seconds),
+            "bare, batches of 8 on all cores": rate_of(bare(together, 8), 1, seconds),
+            **{
+                f"bare, batches of {n}, one a core": rate_of(bare(alone, n), cores, seconds)
+                for n in _BATCHES
+            },
             "`predict` on files": rate_of(lambda _: len(together.predict(photos[:64])), 1, seconds),
             "service, one a request": _whole(one) / one.wall,
-            "service, 8 a request": _BATCH * _whole(several) / several.wall,
+            "service, 8 a request": _FORM * _whole(several) / several.wall,
         }
         for name, rate in rates.items():
             found.setdefault(name, []).append(rate)
@@ -111,19 +115,20 @@ def speed(file: Path, photos: list[Path], url: str, rounds: int, seconds: float)
         latency["p50 at 70 %"].append(busy.quantile(0.5))
         latency["p99 at 70 %"].append(busy.quantile(0.99))
         print(f"round {turn + 1}:", {name: round(rate) for name, rate in rates.items()}, flush=True)
-    best = [max(a, b) for a, b in zip(*list(found.values())[:2], strict=True)]
+    bare_names = [name for name in found if name.startswith("bare")]
+    best = [max(rates) for rates in zip(*(found[name] for name in bare_names), strict=True)]
+    others = [name for name in found if name not in bare_names]
     return {
         "rounds": rounds,
         "photos_per_second": {name: median(values) for name, values in found.items()},
         "over_bare": {
-            name: median(a / b for a, b in zip(found[name], best, strict=True))
-            for name in list(found)[2:]
+            name: median(a / b for a, b in zip(found[name], best, strict=True)) for name in others
         },
         "over_predict": {
             name: median(
                 a / b for a, b in zip(found[name], found["`predict` on files"], strict=True)
             )
-            for name in list(found)[3:]
+            for name in others[1:]
         },
         "latency_ms": {name: 1000 * median(values) for name, values in latency.items()},
         "p99_over_alone": median(
@@ -174,7 +179,7 @@ def malformed(
                     statuses[status] += 1
                 client.close()
 
-            await asyncio.gather(*(some(requests[i::_BATCH]) for i in range(_BATCH)))
+            await asyncio.gather(*(some(requests[i::_CONNECTIONS]) for i in range(_CONNECTIONS)))
 
         asyncio.run(send(requests))
         memory.append(resident(process))

@@ -25,9 +25,8 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds for one request, its upload included.")
     ] = 30,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Photos that go through the model together. (default: 8)"),
-    ] = None,
+        int, typer.Option(min=1, help="Most photos that go through the model together.")
+    ] = 2,
     batch_wait: Annotated[
         float,
         typer.Option(min=0, help="Milliseconds that an idle model waits for photos being decoded."),

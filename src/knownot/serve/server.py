@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -48,9 +50,11 @@ def serve(
     """
     limits = limits or Limits()
     key = api_key()
+    set_up()
+    # uvicorn ends with the signal that ended it; an export that it comes upon is cleaned up as well.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with listen(host, port) as listener:
         served = ServedClassifier(load_model(model))
-        set_up()
         address = "http://{}:{}".format(
             f"[{host}]" if ":" in host else host, listener.getsockname()[1]
         )

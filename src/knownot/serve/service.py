@@ -33,13 +33,14 @@ class Batching:
 
     Attributes:
         threads: Batches that run at the same time; one for each usable core if None.
-        size: Most photos in a batch; the model's own number if None.
+        size: Most photos in a batch. On a CPU a batch takes as long as its photos one by one, and
+            who comes first waits for the last: large ones only delay.
         wait: Seconds that an idle model waits for photos that are being decoded.
         drift_window: Last photos that the drift alarm watches.
     """
 
     threads: int | None = None
-    size: int | None = None
+    size: int = 2
     wait: float = 0.005
     drift_window: int = 500
 
@@ -72,7 +73,7 @@ class Service:
         self._batcher = Batcher(
             self.model.answer,
             threads=self._batching.threads or usable_cores(),
-            size=self._batching.size or self.model.batch_size,
+            size=self._batching.size,
             wait=self._batching.wait,
             observe=self.metrics.batches.observe,
         )
