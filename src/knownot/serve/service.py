@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -149,7 +150,7 @@ class Service:
                 low, high = (count / self.drift.window for count in self.drift.interval)
                 log(
                     "drift began" if self.drift.active else "drift ended",
-                    level=30 if self.drift.active else 20,
+                    level=logging.WARNING if self.drift.active else logging.INFO,
                     unknown_rate=self.drift.rate,
                     promised=[low, high],
                     photos=self.drift.window,
