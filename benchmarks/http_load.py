@@ -44,9 +44,9 @@ class Client:
     async def send(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of the answer; status 0 if there was none."""
         try:
-            if self.writer is None or self.writer.is_closing():
+            if self.reader is None or self.writer is None or self.reader.at_eof():
+                self.close()  # an idle connection ends after some seconds
                 self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
-            assert self.reader is not None
             self.writer.write(request)
             head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
             length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
@@ -60,6 +60,13 @@ class Client:
         except (OSError, asyncio.IncompleteReadError):
             self.close()
             return 0, b""
+
+    async def send_and_leave(self, part: bytes) -> None:
+        """Send part of a request over a connection of its own, and close that."""
+        _, writer = await asyncio.open_connection(self.host, self.port)
+        writer.write(part)
+        await writer.drain()
+        writer.close()
 
     def close(self) -> None:
         """Close the connection."""

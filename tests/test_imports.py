@@ -34,6 +34,11 @@ def test_the_runtime_knows_no_torch() -> None:
     assert not loaded_after("import knownot.runtime, onnxruntime") & heavy
 
 
+def test_the_service_and_its_model_know_no_torch() -> None:
+    heavy = {"torch", "torchvision", "timm", "lightning", "sklearn", "onnx"}
+    assert not loaded_after("import knownot.serve.server, onnxruntime") & heavy
+
+
 def test_the_core_knows_torch_alone() -> None:
     modules = [p.stem for p in (PACKAGE / "core").glob("[a-z]*.py")]
     loaded = loaded_after("\n".join(f"import knownot.core.{name}" for name in modules))

@@ -376,6 +376,16 @@ def test_an_export_predicts_like_its_folder(
     assert "is no model that knownot exported" in " ".join(refused.err.split())
 
 
+def test_a_folder_is_served_by_way_of_its_export(model: Path, photos: Path) -> None:
+    from knownot.serve.model_file import load_model
+
+    served = load_model(model)
+    paths = sorted((photos / "test").rglob("*.png"))[::10]
+    for one, other in zip(knownot.load(model).predict(paths), served.predict(paths), strict=True):
+        assert one.nearest_class == other.nearest_class
+        assert one.scores == pytest.approx(other.scores, rel=1e-2, abs=1e-2)
+
+
 def test_export_of_what_is_no_model(knownot_command: Run, tmp_path: Path) -> None:
     result = knownot_command("export", tmp_path / "nothing", "-o", tmp_path / "a.onnx")
     assert result.code == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +80,19 @@ def running(
             handle.http.close()
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_traces_of_the_command() -> Iterator[None]:
+    """The command takes over logging and SIGTERM, as it may in a process of its own."""
+    loggers = [logging.getLogger(name) for name in ("knownot.serve", "uvicorn")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    for logger, state in zip(loggers, before, strict=True):
+        logger.handlers, level, logger.propagate = state
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from knownot.errors import ConfigError, ModelFileError
+from knownot.errors import ConfigError, ExportError
 from knownot.serve.cores import usable_cores
 from knownot.serve.limits import Limits
 from knownot.serve.model_file import load_model
@@ -29,10 +29,10 @@ from tests.serve.conftest import RED
 class Process:
     """A service in a process of its own; its log is read while it runs."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         self.log = log
         with log.open("wb") as file:
-            self.process = subprocess.Popen(command, stderr=file)
+            self.process = subprocess.Popen(command, stderr=file, env=os.environ | environment)
 
     def events(self) -> list[dict]:
         """The log so far."""
@@ -51,9 +51,9 @@ class Process:
 
 
 @contextmanager
-def process(model: Path, tmp_path: Path, *options: str) -> Iterator[Process]:
+def process(model: Path, tmp_path: Path, *options: str, **environment: str) -> Iterator[Process]:
     command = [sys.executable, "-m", "knownot", "serve", str(model), "--port", "0", *options]
-    service = Process(command, tmp_path / "log.jsonl")
+    service = Process(command, tmp_path / "log.jsonl", environment)
     try:
         yield service
     finally:
@@ -101,7 +101,7 @@ def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_
                 answer += part
         assert answer.startswith(b"HTTP/1.1 200")
         assert b'"label":"red"' in answer
-        assert service.process.wait(60) in (0, -signal.SIGTERM)
+        assert service.process.wait(60) == 128 + signal.SIGTERM
         assert refused.is_set()
         assert set(statuses) == {200}
         log = service.events()
@@ -147,8 +147,20 @@ def test_errors_name_the_remedy(
 
 
 def test_a_folder_that_is_no_model_says_so_from_the_other_process(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="is no model folder"):
-        load_model(tmp_path, threads=1)
+    with pytest.raises(ExportError, match=f"^{tmp_path}: is no model folder"):
+        load_model(tmp_path)
+
+
+def test_sigterm_during_the_export_leaves_nothing(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with process(tmp_path, tmp_path, TMPDIR=str(scratch)) as service:
+        service.wait_for("exporting")
+        while not list(scratch.iterdir()):
+            time.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 128 + signal.SIGTERM
+        assert list(scratch.iterdir()) == []
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,15 +25,15 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds for one request, its upload included.")
     ] = 30,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Photos that go through the model together. (default: 8)"),
-    ] = None,
+        int, typer.Option(min=1, help="Most photos that go through the model together.")
+    ] = 2,
     batch_wait: Annotated[
         float,
         typer.Option(min=0, help="Milliseconds that an idle model waits for photos being decoded."),
     ] = 5,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the model. (default: usable cores)")
+        int | None,
+        typer.Option(min=1, help="Batches that run at the same time. (default: usable cores)"),
     ] = None,
     drift_window: Annotated[
         int, typer.Option(min=20, help="Last photos that the drift alarm watches.")
@@ -78,8 +78,9 @@ def serve(
             queue=max_queue,
             seconds=timeout,
         ),
-        batching=Batching(size=batch_size, wait=batch_wait / 1000, drift_window=drift_window),
-        threads=threads,
+        batching=Batching(
+            threads=threads, size=batch_size, wait=batch_wait / 1000, drift_window=drift_window
+        ),
         root_path=root_path,
     )
 

@@ -178,15 +178,13 @@ class OnnxClassifier(ExportedClassifier):
     Args:
         path: File to load; nothing in it is executed but ONNX operators.
         threads: Threads of ONNX Runtime; all cores if not given.
-        spin: Whether they wait busily for more work, which is a little faster on idle cores and
-            slower where others, such as decoders of photos, want them.
 
     Raises:
         ModelFileError: If the file is missing, damaged, or not such a model.
         MissingExtraError: If ONNX Runtime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, spin: bool = True) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -199,7 +197,6 @@ class OnnxClassifier(ExportedClassifier):
             raise ModelFileError(f"{path}: {error}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.log_severity_level = 4  # what goes wrong is raised, too
         try:
             session = onnxruntime.InferenceSession(

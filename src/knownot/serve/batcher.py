@@ -23,14 +23,15 @@ class _Item(Generic[Photo, Settings, Answer]):
 
 
 class Batcher(Generic[Photo, Settings, Answer]):
-    """Collects photos into batches for one thread that runs the model.
+    """Collects photos into batches for threads that run the model.
 
-    While a batch runs, the next one fills by itself. An idle model takes what there is, and waits
-    for more only as long as photos are announced and `wait` is not over: a photo that comes alone
-    is not delayed.
+    While batches run, the next ones fill by themselves. An idle thread takes what there is, and
+    waits for more only as long as photos are announced and `wait` is not over: a photo that comes
+    alone is not delayed.
 
     Args:
         run: Answers for photos that were asked for with the same settings.
+        threads: Batches that run at the same time.
         size: Largest number of photos in a batch.
         wait: Seconds to wait for announced photos.
         observe: Called with the number of photos of each batch.
@@ -40,6 +41,7 @@ class Batcher(Generic[Photo, Settings, Answer]):
         self,
         run: Callable[[list[Photo], Settings], list[Answer]],
         *,
+        threads: int,
         size: int,
         wait: float,
         observe: Callable[[int], None] = lambda photos: None,
@@ -50,7 +52,8 @@ class Batcher(Generic[Photo, Settings, Answer]):
         self._observe = observe
         self._queue: asyncio.Queue[_Item[Photo, Settings, Answer]] = asyncio.Queue()
         self._announced = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="model")
+        self._parallel = threads
 
     @contextmanager
     def announced(self) -> Iterator[None]:
@@ -70,10 +73,13 @@ class Batcher(Generic[Photo, Settings, Answer]):
     async def work(self) -> None:
         """Run batches until cancelled."""
         try:
-            while True:
-                await self._answer_batch(await self._collect())
+            await asyncio.gather(*(self._take_turns() for _ in range(self._parallel)))
         finally:
-            self._thread.shutdown(wait=False)
+            self._threads.shutdown(wait=False)
+
+    async def _take_turns(self) -> None:
+        while True:
+            await self._answer_batch(await self._collect())
 
     async def _collect(self) -> list[_Item[Photo, Settings, Answer]]:
         batch = [await self._queue.get()]
@@ -99,14 +105,14 @@ class Batcher(Generic[Photo, Settings, Answer]):
         for settings, items in by_settings.items():
             photos = [item.photo for item in items]
             self._observe(len(photos))
-            loop = asyncio.get_running_loop()
             try:
-                answers = await loop.run_in_executor(self._thread, self._run, photos, settings)
+                answers = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._run, photos, settings
+                )
+                for item, answer in zip(items, answers, strict=True):
+                    if not item.answer.done():
+                        item.answer.set_result(answer)
             except Exception as error:
                 for item in items:
                     if not item.answer.done():
                         item.answer.set_exception(error)
-                continue
-            for item, answer in zip(items, answers, strict=True):
-                if not item.answer.done():
-                    item.answer.set_result(answer)

@@ -43,7 +43,6 @@ class ServedClassifier:
         defaults: The model's own score and alpha.
         scores: Names of its scores.
         least_side: Shorter side in pixels that `prepare` has use for, or None for all of it.
-        batch_size: Photos that go through the model together.
     """
 
     def __init__(self, model: OnnxClassifier) -> None:
@@ -52,7 +51,6 @@ class ServedClassifier:
         self.defaults = Settings(model.default_score, model.alpha)
         self.scores = model.metadata.scores
         self.least_side = model.least_side
-        self.batch_size = model.batch_size
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
         """What is kept of a photo until its turn comes; takes time, so call it in a thread."""

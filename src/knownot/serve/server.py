@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -13,7 +15,6 @@ from fastapi import FastAPI
 
 from knownot.errors import ConfigError
 from knownot.serve.app import create_app
-from knownot.serve.cores import usable_cores
 from knownot.serve.limits import Limits
 from knownot.serve.logs import log, set_up
 from knownot.serve.model_file import load_model
@@ -32,7 +33,6 @@ def serve(
     port: int = 8000,
     limits: Limits | None = None,
     batching: Batching | None = None,
-    threads: int | None = None,
     root_path: str = "",
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what was accepted by then is still answered.
@@ -43,17 +43,18 @@ def serve(
         port: Port to listen on; 0 for any free one, told in the log.
         limits: What is taken on.
         batching: How photos are put together.
-        threads: Threads of ONNX Runtime; all usable cores if not given.
         root_path: Path under which a proxy shows the service.
 
     Raises:
         KnownotError: If the model cannot be served, or the address cannot be had.
     """
-    limits, threads = limits or Limits(), threads or usable_cores()
+    limits = limits or Limits()
     key = api_key()
+    set_up()
+    # uvicorn ends with the signal that ended it; an export that it comes upon is cleaned up as well.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with listen(host, port) as listener:
-        served = ServedClassifier(load_model(model, threads))
-        set_up()
+        served = ServedClassifier(load_model(model))
         address = "http://{}:{}".format(
             f"[{host}]" if ":" in host else host, listener.getsockname()[1]
         )
@@ -65,7 +66,7 @@ def serve(
                 address=address,
             )
         app = create_app(served, limits, batching, api_key=key)
-        log("serving", address=address, model=str(model), threads=threads)
+        log("serving", address=address, model=str(model))
         make_server(app, limits, root_path).run(sockets=[listener])
 
 
