@@ -38,10 +38,10 @@ import knownot
 from export import default_data, sample
 from http_load import Client, Outcome, closed_loop, form, open_loop, post
 from knownot.cli.allocator import keep_freed_memory
+from knownot.data.cores import usable_cores
 from knownot.data.photo import open_photo
 from knownot.export.export import export_model
 from knownot.runtime import OnnxClassifier
-from knownot.serve.cores import usable_cores
 from knownot.training.config import make_config
 from knownot.training.train import train
 

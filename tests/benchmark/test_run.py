@@ -14,7 +14,8 @@ from knownot.benchmark.config import BenchmarkConfig
 from knownot.benchmark.protocols import PROTOCOLS
 from knownot.benchmark.results import read_rows
 from knownot.benchmark.run import run_benchmark
-from knownot.benchmark.workplace import Workplace, read_tensors
+from knownot.benchmark.workplace import Workplace
+from knownot.data.kept_files import read_tensors
 from knownot.errors import DataError
 from tests.helpers import UNKNOWN_COLOUR, cifar_tar, colour_folder, noisy
 

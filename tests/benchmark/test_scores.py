@@ -51,7 +51,7 @@ def fitted() -> Fitted:
 
 
 @pytest.fixture(scope="module")
-def test_arrays(fitted: Fitted) -> Arrays:
+def known_arrays(fitted: Fitted) -> Arrays:
     return colours(fitted.model, 40_000, 30)
 
 
@@ -66,25 +66,25 @@ def ood_arrays(fitted: Fitted) -> Arrays:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_is_one_finite_number_a_row_and_repeats(
-    name: str, fitted: Fitted, test_arrays: Arrays, ood_arrays: Arrays
+    name: str, fitted: Fitted, known_arrays: Arrays, ood_arrays: Arrays
 ) -> None:
     torch.manual_seed(0)
     scorer = SCORES[name](fitted)
-    known, ood = scorer(test_arrays), scorer(ood_arrays)
+    known, ood = scorer(known_arrays), scorer(ood_arrays)
     assert known.shape == (60,)
     assert ood.shape == (40,)
     assert torch.isfinite(known).all()
     assert torch.isfinite(ood).all()
-    torch.testing.assert_close(scorer(test_arrays), known)
+    torch.testing.assert_close(scorer(known_arrays), known)
     if name in KNOW_DISTANCE:
         assert metrics.auroc(known, ood) > 0.9
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("energy", "Energy"), ("msp", "MSP"), ("knn", "kNN")])
 def test_scores_that_both_have_agree(
-    ours: str, theirs: str, fitted: Fitted, test_arrays: Arrays, ood_arrays: Arrays
+    ours: str, theirs: str, fitted: Fitted, known_arrays: Arrays, ood_arrays: Arrays
 ) -> None:
-    for arrays in (test_arrays, ood_arrays):
+    for arrays in (known_arrays, ood_arrays):
         a, b = OURS[ours](fitted)(arrays), POSTHOC[theirs](fitted)(arrays)
         if ours == "knn":  # other features, other k, half the square: the ranks are much alike
             ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
@@ -110,9 +110,12 @@ def test_every_detector_of_pytorch_ood_is_here_or_said_to_be_left_out() -> None:
     assert not here & set(LEFT_OUT)
 
 
-def test_odin_says_what_it_lacks(fitted: Fitted, test_arrays: Arrays) -> None:
+def test_odin_says_what_it_lacks(fitted: Fitted, known_arrays: Arrays) -> None:
     without = Arrays(
-        test_arrays.logits, test_arrays.features, test_arrays.backbone_features, test_arrays.labels
+        known_arrays.logits,
+        known_arrays.features,
+        known_arrays.backbone_features,
+        known_arrays.labels,
     )
     with pytest.raises(NotAvailableError, match="gradient with respect to the pixels"):
         SCORES["ODIN"](fitted)(without)

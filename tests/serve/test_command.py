@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from knownot.data.cores import usable_cores
 from knownot.errors import ConfigError, ExportError
-from knownot.serve.cores import usable_cores
 from knownot.serve.limits import Limits
 from knownot.serve.model_file import load_model
 from knownot.serve.server import api_key, is_loopback, listen

@@ -23,7 +23,7 @@ from knownot.errors import DataError, MissingExtraError
 
 # What a set is made of: files, or pictures that are opened when asked for.
 Images = Sequence[Path] | Sequence[Image.Image]
-# Gets the data folder and the seed of random sets.
+# Gets the data folder.
 OodSet = Callable[[Path], Images]
 
 _NOISE_IMAGES, _NOISE_SIDE = 2000, 32
@@ -44,14 +44,12 @@ class KnownImages:
     classes: list[str]
 
 
-class Opened(Sequence[Image.Image]):
-    """A data set of torchvision's kind as its pictures alone, RGB, opened one by one."""
+class _Pictures(Sequence[Image.Image]):
+    """Pictures that are made when they are asked for."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def picture(self, index: int) -> Image.Image:
+        """The picture at a place from 0 on."""
+        raise NotImplementedError  # abstract
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
@@ -60,6 +58,22 @@ class Opened(Sequence[Image.Image]):
     def __getitem__(self, index: int | slice) -> Image.Image | Sequence[Image.Image]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.picture(index)
+
+
+class Opened(_Pictures):
+    """A data set of torchvision's kind as its pictures alone, RGB, opened one by one."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def picture(self, index: int) -> Image.Image:
+        """Opened and converted."""
         return to_rgb(self.dataset[index][0])
 
 
@@ -165,7 +179,7 @@ def _of_odin(name: str) -> Callable[[], tuple[str, str]]:
     return source
 
 
-class _Noise(Sequence[Image.Image]):
+class _Noise(_Pictures):
     """Noise pictures, the same for everyone: picture i follows from i alone."""
 
     def __init__(self, draw: Callable[[np.random.Generator, tuple[int, ...]], Any]) -> None:
@@ -174,15 +188,8 @@ class _Noise(Sequence[Image.Image]):
     def __len__(self) -> int:
         return _NOISE_IMAGES
 
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Image.Image]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | Sequence[Image.Image]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def picture(self, index: int) -> Image.Image:
+        """Drawn from a generator of its own."""
         pixels = self.draw(np.random.default_rng(index), (_NOISE_SIDE, _NOISE_SIDE, 3))
         return Image.fromarray((255 * pixels).round().astype(np.uint8))
 

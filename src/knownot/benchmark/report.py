@@ -11,7 +11,8 @@ from knownot.benchmark.results import KNOWN, versions
 from knownot.benchmark.scores import OURS
 from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
 from knownot.benchmark.trainings import TRAININGS
-from knownot.benchmark.workplace import Workplace, write_whole
+from knownot.benchmark.workplace import Workplace
+from knownot.data.kept_files import write_whole
 from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR
 from knownot.evaluation.html import data_url, render
 

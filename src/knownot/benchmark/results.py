@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from knownot.benchmark.workplace import write_whole
+from knownot.data.kept_files import write_whole
 from knownot.errors import DataError
 
 KNOWN = "known"  # the set of ID test images, in rows of accuracy

@@ -18,7 +18,8 @@ from knownot.benchmark.results import KNOWN, Row, read_rows, versions, write_row
 from knownot.benchmark.scores import SCORES
 from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.summary import Summary, summarise
-from knownot.benchmark.workplace import Workplace, read_tensors, write_tensors, write_whole
+from knownot.benchmark.workplace import Workplace
+from knownot.data.kept_files import read_tensors, write_tensors, write_whole
 from knownot.errors import KnownotError
 from knownot.models.classifier import UnknownAwareClassifier
 

@@ -16,7 +16,8 @@ from knownot.benchmark.config import SmallImageTraining
 from knownot.benchmark.image_sets import Images, known_images, ood_images
 from knownot.benchmark.recipe import Part
 from knownot.benchmark.trainings import TRAININGS
-from knownot.benchmark.workplace import Workplace, read_tensors, write_tensors, write_whole
+from knownot.benchmark.workplace import Workplace
+from knownot.data.kept_files import read_tensors, write_tensors, write_whole
 from knownot.data.photo import open_photo
 from knownot.data.reading import read_batches
 from knownot.errors import DataError, MissingExtraError, TrainingError

@@ -12,7 +12,8 @@ from torch import Tensor
 from knownot.benchmark.bootstrap import Bootstrap, interval
 from knownot.benchmark.protocols import get_protocol
 from knownot.benchmark.results import KNOWN, Row, write_table
-from knownot.benchmark.workplace import Workplace, read_tensors
+from knownot.benchmark.workplace import Workplace
+from knownot.data.kept_files import read_tensors
 
 MEAN, NEAR, FAR = "mean", "near", "far"
 

@@ -1,18 +1,13 @@
-"""Where a benchmark's files are, and how they are written: whole or not at all."""
+"""Where a benchmark's files are."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Protocol
 
 from knownot.benchmark.config import BenchmarkConfig
-from knownot.errors import DataError
 
 
 class Reporter(Protocol):
@@ -73,40 +68,3 @@ class Workplace:
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name and rename it.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write named tensors as a safetensors file."""
-    from safetensors.torch import save_file
-
-    write_whole(path, lambda file: save_file({k: t.contiguous() for k, t in tensors.items()}, file))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """Named tensors of a file, or None if it is missing or damaged: then they are computed anew."""
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        return None
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except Exception:  # safetensors raises its own type, and OSError
-        return None
-    return tensors

@@ -60,10 +60,15 @@ class ClassGaussians(FixedDtypeModule):
         self.take_in(features, labels)
 
     def upkeep(self) -> None:
-        """What `update` does first, on the host: now and then, or nothing."""
+        """Bookkeeping on the host before features are taken in; a kind may need none."""
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
-        """What `update` does then: operations on tensors alone, fit for `torch.compile`."""
+        """`update` without `upkeep`: operations on tensors alone, fit for `torch.compile`.
+
+        Args:
+            features: Rows (N, D), any floating dtype; N may be 0.
+            labels: Their classes (N,), integers.
+        """
         raise NotImplementedError  # abstract
 
     @property

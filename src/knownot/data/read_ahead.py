@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from knownot.data.cores import usable_cores
 from knownot.errors import DataError
 
 Photo = TypeVar("Photo")
@@ -28,13 +28,13 @@ def read_ahead(
         read: Decodes one photo; raises `DataError` for a bad one.
         batch_size: Photos in a batch; fewer in the last one and where photos were bad.
         skipped: Filled with photo and reason of every one that could not be read.
-        workers: Threads; by default the number of CPUs, at most 8 (Pillow decodes without the
+        workers: Threads; by default one for each usable core, at most 8 (Pillow decodes without the
             interpreter's lock).
 
     Yields:
         Indices into `photos` and the decoded photos; batches without any are left out.
     """
-    workers = workers or min(8, os.cpu_count() or 1)
+    workers = workers or min(8, usable_cores())
     pending: deque[tuple[int, Future[Pixels]]] = deque()
     order = iter(enumerate(photos))
     with ThreadPoolExecutor(workers) as pool:

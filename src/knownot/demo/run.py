@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from torch import Tensor
 
+from knownot.data.kept_files import write_whole
 from knownot.demo.digits import load_sets, measure_digits, train_digits
 from knownot.demo.figures import draw_histograms, draw_toy
 from knownot.demo.toy import run_toy
@@ -84,12 +84,13 @@ def run_demo(
         "runs": runs,
         "seconds": time.monotonic() - started,
     }
-    try:
-        _write(output / "toy.png", draw_toy(toy))
-        _write(output / "histograms.png", draw_histograms(shown))
-        _write(output / "demo.json", (json.dumps(results, indent=2) + "\n").encode())
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error.strerror})") from None
+    contents = {
+        "toy.png": draw_toy(toy),
+        "histograms.png": draw_histograms(shown),
+        "demo.json": (json.dumps(results, indent=2) + "\n").encode(),
+    }
+    for name, content in contents.items():
+        write_whole(output / name, partial(_write, content))
     return results
 
 
@@ -136,9 +137,5 @@ def _percent(spread: dict[str, float]) -> str:
     return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f} %"
 
 
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+def _write(content: bytes, file: Path) -> None:
+    file.write_bytes(content)

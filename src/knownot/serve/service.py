@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from starlette.requests import Request
 
+from knownot.data.cores import usable_cores
 from knownot.serve.batcher import Batcher
-from knownot.serve.cores import usable_cores
 from knownot.serve.decode import decode
 from knownot.serve.drift import DriftAlarm
 from knownot.serve.limits import Limits

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from knownot.data.kept_files import read_tensors, write_tensors
 from knownot.data.reading import read_batches
 from knownot.models.classifier import UnknownAwareClassifier
 
@@ -131,27 +132,13 @@ def _key(fingerprint: bytes, paths: Sequence[Path]) -> str:
 
 
 def _read(stored: Path) -> tuple[Tensor, Tensor] | None:
-    from safetensors.torch import load_file
-
-    if not stored.is_file():
-        return None
-    try:
-        tensors = load_file(stored)
-        return tensors["rows"], tensors["indices"]
-    except Exception:  # a damaged piece is computed anew
-        return None
+    tensors = read_tensors(stored)
+    if tensors is None or not {"rows", "indices"} <= set(tensors):
+        return None  # a damaged piece is computed anew
+    return tensors["rows"], tensors["indices"]
 
 
 def _write(stored: Path, found: tuple[Tensor, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    temporary = None
-    try:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=stored.parent)
-        os.close(handle)
-        save_file({"rows": found[0], "indices": found[1]}, temporary)
-        os.replace(temporary, stored)
-    except Exception:  # the cache only saves time: a full disk must not stop the run
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    # The cache only saves time: a full disk must not stop the run.
+    with suppress(Exception):
+        write_tensors(stored, {"rows": found[0], "indices": found[1]})

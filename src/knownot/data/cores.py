@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_QUOTA = Path(
-    "/sys/fs/cgroup/cpu.max"
-)  # Linux, control groups version 2: "max 100000", "150000 100000"
+# Linux, control groups version 2: "max 100000", "150000 100000".
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
