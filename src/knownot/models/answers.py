@@ -18,6 +18,7 @@ def answers_in_order(
     read: Callable[[Any], Pixels],
     answer: Callable[[list[Pixels]], list[Prediction]],
     batch_size: int,
+    readers: int | None = None,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each photo, in order; one that cannot be read has `error` set.
 
@@ -26,11 +27,13 @@ def answers_in_order(
         read: Decodes one photo, in a thread; raises `DataError` for a bad one.
         answer: Answers for decoded photos.
         batch_size: Photos given to `answer` together.
+        readers: Threads that decode; as many as the cores allow if not given.
     """
     done = 0
     skipped: dict[Any, str] = {}
     items = [_Item(i, photo) for i, photo in enumerate(photos)]
-    for indices, pixels in read_ahead(items, lambda item: read(item.photo), batch_size, skipped):
+    ahead = read_ahead(items, lambda item: read(item.photo), batch_size, skipped, readers)
+    for indices, pixels in ahead:
         for index, prediction in zip(indices, answer(pixels), strict=True):
             yield from _failures(skipped, photos, done, index)
             yield _with_path(prediction, photos[index])
