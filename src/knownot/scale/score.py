@@ -18,9 +18,6 @@ from knownot.runtime.exported_file import exported_file
 from knownot.scale.cluster import connected, require_ray
 
 PART_SIZE = 512
-# A worker may be killed for memory or with its machine; one that dies at the same part again and
-# again will die for ever.
-_RETRIES = 5
 Begin = Callable[[str, int | None], Callable[[int], None]]
 
 
@@ -138,6 +135,7 @@ def _scored(
     import pyarrow as pa
     import ray
     import ray.data
+    from ray.data.exceptions import ExecutionTimeoutError
 
     from knownot.scale.job import ROWS
     from knownot.scale.worker import PartScorer
@@ -148,6 +146,7 @@ def _scored(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     left = set(missing)
     kept = ray.put(model)  # once for all workers of a machine
+    # A worker that dies is started anew by Ray Data, and its part given to one again.
     answered = ray.data.from_blocks([job.part(number) for number in missing]).map_batches(
         PartScorer,
         fn_constructor_args=(kept, settings),
@@ -155,8 +154,6 @@ def _scored(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
     )
     try:
         for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -164,7 +161,7 @@ def _scored(
                 if number in left:
                     left.discard(number)
                     yield number, pa.Table.from_struct_array(rows.values).cast(ROWS)
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ScoringError(
             f"the workers failed ({reason[:300]}); what is done is kept in {job.folder}: "
