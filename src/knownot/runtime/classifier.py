@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,19 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from knownot.data.cores import usable_cores
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
+from knownot.data.spread import Workers, threads_for
 from knownot.data.square import centre_square, least_side
 from knownot.errors import ConfigError, MissingExtraError, ModelFileError
 from knownot.models.answers import answers_in_order
 from knownot.models.prediction import Prediction
 from knownot.runtime.metadata import INPUTS, OUTPUTS, ExportMetadata
 from knownot.runtime.onnx_file import unsealed
+from knownot.runtime.sessions import Sessions
 
 # As in the torch model: small batches keep the activations in the cache.
 _BATCH = 8
 _UNKNOWN = "unknown"
 Pixels = NDArray[np.uint8]
+Run = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 
 
 class ExportedClassifier:
@@ -34,6 +39,8 @@ class ExportedClassifier:
     Args:
         metadata: What the file says about itself.
         run: Maps arrays by name of input to the list of outputs, in order.
+        run_on_one_core: The same on one core, for batches side by side; by default `run`.
+        cores: Batches side by side.
 
     Attributes:
         metadata: Classes, threshold, versions, and what the comparison with torch measured.
@@ -44,10 +51,14 @@ class ExportedClassifier:
     def __init__(
         self,
         metadata: ExportMetadata,
-        run: Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]],
+        run: Run,
+        run_on_one_core: Run | None = None,
+        cores: int = 1,
     ) -> None:
         self.metadata = metadata
         self._run = run
+        self._run_on_one_core = run_on_one_core or run
+        self._cores = cores
 
     @property
     def classes(self) -> list[str]:
@@ -95,12 +106,17 @@ class ExportedClassifier:
     ) -> Iterator[Prediction]:
         """Like `predict`, one answer after another in bounded memory."""
         settings = self._settings(alpha, score)
-        yield from answers_in_order(
-            photos,
-            self._square,
-            lambda squares: self._answer(np.stack(squares), True, settings),
-            batch_size or _BATCH,
-        )
+        size = batch_size or _BATCH
+        count = threads_for(len(photos), size, self._cores)
+        run = self._run if count == 1 else self._run_on_one_core
+        with ThreadPoolExecutor(count, thread_name_prefix="batch") as pool:
+            yield from answers_in_order(
+                photos,
+                self._square,
+                lambda squares: self._answer(np.stack(squares), True, settings, run),
+                size,
+                Workers(count, pool if count > 1 else None),
+            )
 
     def predict_whole(
         self, photos: Pixels, *, alpha: float | None = None, score: str | None = None
@@ -147,14 +163,16 @@ class ExportedClassifier:
             return self.prepare(open_photo(photo, at_least=self.least_side))
         return self.prepare(to_pil(photo))
 
-    def _answer(self, photos: Pixels, prepared: bool, settings: dict[str, Any]) -> list[Prediction]:
-        return self._in_words(self._outputs(photos, prepared, settings))
+    def _answer(
+        self, photos: Pixels, prepared: bool, settings: dict[str, Any], run: Run | None = None
+    ) -> list[Prediction]:
+        return self._in_words(self._outputs(photos, prepared, settings, run))
 
     def _outputs(
-        self, photos: Pixels, prepared: bool, settings: dict[str, Any]
+        self, photos: Pixels, prepared: bool, settings: dict[str, Any], run: Run | None = None
     ) -> dict[str, NDArray[Any]]:
         feeds = dict(zip(INPUTS[:2], (photos, np.array(prepared)), strict=True))
-        return dict(zip(OUTPUTS, self._run(feeds | settings), strict=True))
+        return dict(zip(OUTPUTS, (run or self._run)(feeds | settings), strict=True))
 
     def _in_words(self, found: dict[str, NDArray[Any]]) -> list[Prediction]:
         columns = (found[name].tolist() for name in OUTPUTS[1:])
@@ -177,7 +195,8 @@ class OnnxClassifier(ExportedClassifier):
 
     Args:
         path: File to load; nothing in it is executed but ONNX operators.
-        threads: Threads of ONNX Runtime; all cores if not given.
+        threads: Cores that are used: by a batch that is alone, or by as many batches at once, each
+            on one; all usable cores if not given.
 
     Raises:
         ModelFileError: If the file is missing, damaged, or not such a model.
@@ -186,7 +205,7 @@ class OnnxClassifier(ExportedClassifier):
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
         except ImportError:
             raise MissingExtraError("onnxruntime", "runtime", "an exported model") from None
         path = Path(path)
@@ -195,17 +214,13 @@ class OnnxClassifier(ExportedClassifier):
             metadata = ExportMetadata.from_json(description)
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 4  # what goes wrong is raised, too
+        cores = threads or usable_cores()
         try:
-            session = onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
-            )
-            names = tuple(output.name for output in session.get_outputs())
+            sessions = Sessions(data, cores)
         except Exception as error:  # ONNX Runtime's errors share no base of their own
             first_line = str(error).strip().splitlines()[0][:200]
             raise ModelFileError(f"{path}: ONNX Runtime cannot load it ({first_line})") from None
-        if names != OUTPUTS:
-            raise ModelFileError(f"{path}: has outputs {', '.join(names)}; export it anew")
-        super().__init__(metadata, lambda feeds: session.run(None, feeds))
+        if sessions.outputs != OUTPUTS:
+            names = ", ".join(sessions.outputs)
+            raise ModelFileError(f"{path}: has outputs {names}; export it anew")
+        super().__init__(metadata, sessions.run, sessions.run_on_one_core, cores)
