@@ -1,77 +1,51 @@
-"""Which photos a job has, and in which order."""
+"""Which photos a job has."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from knownot.cli.photo_arguments import expand
 from knownot.errors import DataError, ScoringError
-from knownot.scale.sources import list_photos, listed_in, open_listed
+from knownot.scale.sources import list_photos, open_listed
+from tests.helpers import COLOURS, colour_folder
+
+fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'knownot[ray]'")
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    ["", "*/*", "**/*.png", "**", "red/**/*.png", "*/deeper/0[13579].png", "gr*/**/0?.png", "r*/*"],
-)
-def test_photos_are_those_of_predict_in_its_order(photos: Path, pattern: str) -> None:
-    shutil.copytree(photos / "red", photos / ".hidden")
-    source = f"{photos}/{pattern}"
-    found = list(list_photos([source]))
-    assert found == [str(path) for path in expand([source])]
-    assert found
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`[a]/red/0000.png` and so on; and what is no photo."""
+    root = colour_folder(tmp_path / "[a]", 2)
+    (root / "red" / "notes.txt").write_text("no photo")
+    (root / "red" / ".hidden.png").write_bytes(b"")
+    return root
 
 
-def test_relative_paths_stay_as_they_are_written(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
+def test_folders_files_and_globs_name_photos_in_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(photos)
-    for sources in (["./red//deeper"], ["*/*.png"], ["red/00.png", "blue/"]):
-        assert list(list_photos(sources)) == [str(path) for path in expand(sources)]
+    monkeypatch.chdir(folder)
+    names = [f"{colour}/000{i}.png" for colour in sorted(COLOURS) for i in range(2)]
+    assert list_photos("**/*.png") == list_photos("*/*") == names
+    assert list_photos(str(folder)) == [f"{folder}/{name}" for name in names]
+    assert list_photos("red/notes.txt") == ["red/notes.txt"]  # asked for by name
+    with pytest.raises(DataError, match=r"blue/\*: no such file or folder, and no photo matches"):
+        list_photos("blue/*")
 
 
-def test_uris_name_the_same_photos(photos: Path) -> None:
-    local = list(list_photos([f"{photos}/**/*.png"]))
-    remote = list(list_photos([f"file://{photos}/**/*.png"]))
-    assert remote == [f"file://{path}" for path in local]
-    a, b = (open_listed(name, "/", 16) for name in (local[0], remote[0]))
-    assert a.tobytes() == b.tobytes()
-
-
-def test_stores_that_arrow_does_not_know_are_read_by_fsspec(photos: Path) -> None:
-    import fsspec
-
+def test_a_store_has_the_same_photos(folder: Path) -> None:
     store = fsspec.filesystem("memory")
-    for path in sorted((photos / "red").glob("*.png")):
-        store.pipe(f"/bucket/{path.name}", path.read_bytes())
-    found = list(list_photos(["memory://bucket/*.png"]))
-    assert found == [f"memory://bucket/{name}.png" for name in ("00", "02", "04", "06", "08")]
-    assert open_listed(found[0], "/", 16).size == (32, 32)
+    for path in folder.rglob("*.*"):
+        store.pipe(f"/bucket/{path.relative_to(folder)}", path.read_bytes())
+    found = list_photos("memory://bucket/**/*.png")
+    assert found == list_photos("memory://bucket")
+    assert found == [
+        f"memory:///bucket/{Path(p).relative_to(folder)}" for p in list_photos(str(folder))
+    ]
+    local = folder / "green" / "0000.png"
+    assert open_listed(found[0], "/", 16).tobytes() == open_listed(str(local), "/", 16).tobytes()
     with pytest.raises(DataError, match=r"memory://bucket/none.png: no such file"):
         open_listed("memory://bucket/none.png", "/", 16)
-
-
-@pytest.mark.parametrize("source", ["nowhere/", "*.jpg", "a/[b", "file:///nowhere/**/*.png"])
-def test_a_source_of_nothing_is_named(source: str) -> None:
-    with pytest.raises(DataError, match="no such file or folder, and no photo matches it") as error:
-        list(list_photos([source]))
-    assert str(error.value).startswith(source)
-
-
-def test_an_unknown_kind_of_store_is_named() -> None:
-    with pytest.raises((DataError, ScoringError), match=r"nostore://bucket/: cannot be opened"):
-        list(list_photos(["nostore://bucket/photos"]))
-
-
-def test_a_list_is_read_line_by_line(tmp_path: Path) -> None:
-    file = tmp_path / "list.txt"
-    file.write_text("b.jpg\n\n a.jpg\r\ns3://bucket/c d.jpg", encoding="utf-8")
-    assert list(listed_in(file)) == ["b.jpg", " a.jpg", "s3://bucket/c d.jpg"]
-    for content, reason in ((b"\n", "lists no photo"), (b"\xff\xfe", "not UTF-8")):
-        file.write_bytes(content)
-        with pytest.raises(DataError, match=reason):
-            list(listed_in(file))
-    with pytest.raises(DataError, match="No such file"):
-        list(listed_in(tmp_path / "none.txt"))
+    with pytest.raises(ScoringError, match=r"nostore://bucket: cannot be listed \(Protocol not kn"):
+        list_photos("nostore://bucket")

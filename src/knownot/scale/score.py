@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knownot.data.cores import usable_cores
-from knownot.errors import ConfigError, DataError, ScoringError
+from knownot.errors import ConfigError, DataError, MissingExtraError, ScoringError
 from knownot.runtime import OnnxClassifier
 from knownot.runtime.exported_file import exported_file
-from knownot.scale.cluster import connected, require_ray
+from knownot.scale.sources import is_remote
 
-PART_SIZE = 512
-Begin = Callable[[str, int | None], Callable[[int], None]]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from knownot.scale.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,7 @@ class ScoreSummary:
         unknown: Rows of photos called unknown.
         errors: Rows of photos that could not be read.
         continued: Rows that were there from an earlier run.
-        workers: Processes that scored; 0 if nothing was left to do.
-        seconds: Time from the first worker's start to the last answer.
-        photos_per_second: Photos of this run over these seconds.
+        seconds: From the start of Ray to the last answer.
     """
 
     output: str
@@ -41,23 +44,27 @@ class ScoreSummary:
     unknown: int
     errors: int
     continued: int
-    workers: int
     seconds: float
-    photos_per_second: float
+
+
+def require_ray() -> None:
+    """Raise `MissingExtraError` unless Ray Data is installed."""
+    for package in ("ray", "pyarrow", "fsspec"):  # what `ray[data]` brings
+        if find_spec(package) is None:
+            raise MissingExtraError("ray[data]", "ray", "scoring many photos")
 
 
 def score_photos(
     model: str | Path,
-    photos: Iterable[str],
+    photos: list[str],
     output: str | Path,
     *,
     workers: int | None = None,
-    batch_size: int = 8,
-    part_size: int = PART_SIZE,
+    part_size: int = 256,
     score: str | None = None,
     alpha: float | None = None,
     address: str | None = None,
-    begin: Begin = lambda name, total: lambda done: None,
+    progress: Callable[[int], Any] = lambda done: None,
 ) -> ScoreSummary:
     """Score photos and write one row for each to a parquet file.
 
@@ -67,133 +74,159 @@ def score_photos(
 
     Args:
         model: File of `knownot export`, or the model folder of a classifier, which is exported.
-        photos: Paths and URIs, as `list_photos` gives them, in an order that does not change.
+        photos: Paths and URIs.
         output: File to write, ending in `.parquet`.
-        workers: Processes, each with one core; as many as there are cores if not given.
-        batch_size: Photos that go through the model together.
+        workers: Processes, each with one core; as many as Ray has cores if not given.
         part_size: Photos in a part, which is scored by one worker and kept when it is whole.
         score: Name of the score that decides; the model's if not given.
         alpha: Share of known photos called unknown, in (0, 1); the model's if not given.
-        address: Of a Ray cluster; `RAY_ADDRESS` if not given, else this machine.
-        begin: Called with the name of a stage and its number of photos (None if not known yet);
-            gives what is called with each further number done.
+        address: Of a Ray cluster; `RAY_ADDRESS` if not given, else this machine alone.
+        progress: Called with each further number of photos done.
 
     Raises:
         ConfigError: If a setting is out of range, or the model has no such score.
-        DataError: If there is no photo, or the output cannot be written.
-        ScoringError: If the job was begun with another model, list or settings, another process is
-            at it, Ray cannot be started, or workers die again and again.
+        DataError: If the output is there or cannot be written, or there is no photo.
+        ScoringError: If the job was begun with another model, photos or settings, Ray cannot be
+            started, or a store does not answer.
         MissingExtraError: If Ray is not installed.
     """
     require_ray()
-    from knownot.scale.job import Job, JobDescription, opened
+    from knownot.scale.parts import Parts
 
-    output = _checked(output, workers, batch_size, part_size)
-
-    def exporting() -> None:
-        begin("exporting", None)
-
-    with exported_file(model, "scoring with", exporting) as file:
-        loaded = OnnxClassifier(file, threads=1)
-        content = file.read_bytes()
-    score, alpha = _decision(loaded, score, alpha)
-    del loaded
-
-    def describe(checksum: str, number: int) -> JobDescription:
-        digest = hashlib.sha256(content).hexdigest()
-        return JobDescription(digest, checksum, number, score, alpha, part_size)
-
-    from knownot.scale.worker import Settings
-
-    settings = Settings(score, alpha, batch_size, os.getcwd())
-    listed = _told(photos, begin("listing", None))
-    with opened(output, listed, describe, part_size) as job:
-        if not isinstance(job, Job):
-            return _summary(output, job, job.photos, 0, 0.0)
-        missing = job.missing()
-        todo = sum(map(job.size, missing))
-        began, used = time.perf_counter(), 0
-        if missing:
-            advance = begin("scoring", job.description.number)
-            advance(job.description.number - todo)
-            with connected(address, workers or usable_cores()) as cores:
-                used = min(workers or cores, len(missing))
-                for number, rows in _scored(job, missing, content, settings, used):
-                    job.write(number, rows)
-                    advance(len(rows))
-        seconds = time.perf_counter() - began
-        if job.missing():
-            raise ScoringError(f"{job.folder}: parts are missing; run the same command again")
-        counts = job.join(begin("joining", job.description.number))
-        return _summary(output, counts, counts.photos - todo, used, seconds)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers: expected at least 1, got {workers}")
+    if not photos:
+        raise DataError("photos: there is none to score")
+    parts = Parts(_free(Path(output)), photos, part_size)
+    settings: dict[str, Any] = {"score": score, "alpha": alpha}
+    job = {
+        "model": _digest(Path(model)),
+        "photos": _digest_of_names(photos),
+        "part_size": part_size,
+    }
+    job |= settings
+    if not parts.begun(job):
+        with exported_file(model, "scoring with") as file:
+            OnnxClassifier(file, threads=1).predict([], **settings)  # it refuses wrong ones
+            parts.begin(job, file)
+    missing = parts.missing()
+    todo = sum(len(parts.photos(number)) for number in missing)
+    progress(len(photos) - todo)
+    start = time.perf_counter()
+    if missing:
+        with _connected(address, workers or usable_cores()) as cores:
+            for number, rows in _answered(parts, missing, settings, workers or cores):
+                parts.write(number, rows)
+                progress(len(rows))
+    seconds = time.perf_counter() - start
+    unknown, errors = parts.join()
+    return ScoreSummary(
+        str(output), len(photos), unknown, errors, len(photos) - todo, round(seconds, 2)
+    )
 
 
-def _scored(
-    job: Any, missing: list[int], model: bytes, settings: Any, workers: int
-) -> Iterator[tuple[int, Any]]:
-    """Parts and their rows as they come, each part once."""
+def _free(output: Path) -> Path:
+    if output.suffix != ".parquet":
+        raise DataError(f"{output}: expected the name of a file that ends in .parquet")
+    if output.exists():
+        raise DataError(f"{output}: is there already; remove it, or choose another name with -o")
+    return output
+
+
+def _digest(model: Path) -> str:
+    """Of the file, or of the files of a model folder: two exports differ, if only in a time."""
+    digest = hashlib.sha256()
+    for file in sorted(model.iterdir()) if model.is_dir() else [model]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest_of_names(photos: list[str]) -> str:
+    # Absolute paths: the same words in another folder are other photos.
+    names = (name if is_remote(name) else os.path.abspath(name) for name in photos)
+    return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+
+
+@contextmanager
+def _connected(address: str | None, workers: int) -> Iterator[int]:
+    """Ray, on this machine or a cluster; yields its cores. One that runs is left running."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is raised, too
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        local: dict[str, Any] = {}
+        if address == "local":
+            local = {"num_cpus": workers, "include_dashboard": False}
+        try:
+            _try(address)
+            with _standard_error_set_aside():
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except Exception as error:  # of many types: connection, port, memory
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ScoringError(f"Ray at {address!r} cannot be reached: {reason}") from None
+    try:
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@contextmanager
+def _standard_error_set_aside() -> Iterator[None]:
+    """Ray's C++ part tells there that it starts, and asks no logger; what goes wrong is raised."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _try(address: str) -> None:
+    """Raise `OSError` if nobody listens there; Ray itself would try for more than five minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=20).close()
+
+
+def _answered(
+    parts: Parts, missing: list[int], settings: dict[str, Any], workers: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """Parts and their rows, as they come."""
     import pyarrow as pa
     import ray
     import ray.data
-    from ray.data.exceptions import ExecutionTimeoutError
 
-    from knownot.scale.job import ROWS
+    from knownot.scale.parts import ROWS
     from knownot.scale.worker import PartScorer
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    left = set(missing)
-    kept = ray.put(model)  # once for all workers of a machine
-    # A worker that dies is started anew by Ray Data, and its part given to one again.
-    answered = ray.data.from_blocks([job.part(number) for number in missing]).map_batches(
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    # Ray Data starts a worker that dies anew and gives its part to one again.
+    blocks = [pa.table({"part": [n], "photos": [parts.photos(n)]}) for n in missing]
+    model = ray.put(parts.model.read_bytes())  # once for all workers of a machine
+    answered = ray.data.from_blocks(blocks).map_batches(
         PartScorer,
-        fn_constructor_args=(kept, settings),
+        fn_constructor_args=(model, os.getcwd(), settings),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
         num_cpus=1,
     )
     try:
         for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             for number, rows in zip(batch["part"].to_pylist(), batch["rows"], strict=True):
-                if number in left:
-                    left.discard(number)
-                    yield number, pa.Table.from_struct_array(rows.values).cast(ROWS)
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                yield number, pa.Table.from_struct_array(rows.values).cast(ROWS)
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ScoringError(
-            f"the workers failed ({reason[:300]}); what is done is kept in {job.folder}: "
+            f"the workers failed ({reason[:300]}); what is done is kept in {parts.folder}: "
             "run the same command again to continue"
         ) from None
-
-
-def _checked(output: str | Path, workers: int | None, batch_size: int, part_size: int) -> Path:
-    numbers = {"workers": 1 if workers is None else workers}
-    numbers |= {"batch_size": batch_size, "part_size": part_size}
-    for name, value in numbers.items():
-        if value < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {value}")
-    output = Path(output)
-    if output.suffix != ".parquet" or output.is_dir():
-        raise DataError(f"{output}: expected the name of a file that ends in .parquet")
-    return output
-
-
-def _decision(model: OnnxClassifier, score: str | None, alpha: float | None) -> tuple[str, float]:
-    """Score and alpha of the job; the model refuses what it does not have."""
-    model.predict([], score=score, alpha=alpha)
-    return score or model.default_score, model.alpha if alpha is None else alpha
-
-
-def _told(photos: Iterable[str], advance: Callable[[int], None]) -> Iterator[str]:
-    for photo in photos:
-        advance(1)
-        yield photo
-
-
-def _summary(output: Path, counts: Any, before: int, workers: int, seconds: float) -> ScoreSummary:
-    rate = (counts.photos - before) / seconds if workers else 0.0
-    numbers = (counts.photos, counts.unknown, counts.errors, before, workers)
-    return ScoreSummary(str(output), *numbers, seconds, rate)
