@@ -179,14 +179,17 @@ def check_same_steps(checkpoint: dict[str, Any], steps: int) -> None:
         )
 
 
-def seed_epoch(module: L.LightningModule, seed: int) -> torch.Generator:
+def seed_epoch(module: L.LightningModule, seed: int) -> torch.Generator | None:
     """Make all randomness of an epoch follow from seed, epoch and rank: a resumed run repeats it.
 
     Returns:
-        The source of virtual outliers: the same on all ranks, whatever else a rank draws.
+        The source of virtual outliers, the same on all ranks, whatever else a rank draws; None, the
+        process's own, for one alone.
     """
     seed = seed * 1_000_003 + module.current_epoch
     torch.manual_seed(seed + _RANK_STRIDE * module.global_rank)
+    if module.trainer.world_size == 1:
+        return None
     return torch.Generator(module.device).manual_seed(seed)
 
 
