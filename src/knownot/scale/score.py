@@ -144,8 +144,13 @@ def _digest(model: Path) -> str:
 
 def _digest_of_names(photos: list[str]) -> str:
     # Absolute paths: the same words in another folder are other photos.
-    names = (name if is_remote(name) else os.path.abspath(name) for name in photos)
-    return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+    names = "\0".join(name if is_remote(name) else os.path.abspath(name) for name in photos)
+    try:
+        return hashlib.sha256(names.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        start = names.rfind("\0", 0, error.start) + 1
+        name = names[start:].split("\0", 1)[0]
+        raise DataError(f"{name!r}: is not UTF-8, which parquet needs; rename it") from None
 
 
 @contextmanager
