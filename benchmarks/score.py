@@ -110,7 +110,7 @@ def job(model: Path, folder: Path, output: Path, workers: int) -> dict[str, Any]
     if running.returncode:
         sys.exit(f"{' '.join(command)}: exit code {running.returncode}")
     output.unlink()
-    summary = json.loads(out)
+    summary = {name: value for name, value in json.loads(out).items() if name != "output"}
     rate = summary["photos"] / summary["seconds"]
     sizes = {name: max(sample[name] for sample in samples) for name in samples[0]}
     # The command needs most when it loads the model, once; the list of photos stays to the end.
