@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -230,7 +231,9 @@ def _answered(
             for number, rows in zip(batch["part"].to_pylist(), batch["rows"], strict=True):
                 yield number, pa.Table.from_struct_array(rows.values).cast(ROWS)
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        # Between tracebacks and Ray's advice and wrappers stands a line that names what was raised.
+        named = re.findall(r"^(?!ray\.)[\w.]*(?:Error|Exception)\b.*", str(error), re.MULTILINE)
+        reason = named[-1] if named else type(error).__name__
         raise ScoringError(
             f"the workers failed ({reason[:300]}); what is done is kept in {parts.folder}: "
             "run the same command again to continue"
