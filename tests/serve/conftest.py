@@ -6,7 +6,7 @@ import io
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,11 @@ def running(
     limits: Limits = LIMITS,
     batching: Batching | None = None,
     api_key: str | None = None,
+    samples: Sequence[bytes] = (),
 ) -> Iterator[Running]:
     """uvicorn in a thread, on a free port, until the block ends."""
     served = ServedClassifier(OnnxClassifier(model, threads=1))
-    app = create_app(served, limits, batching, api_key=api_key)
+    app = create_app(served, limits, batching, api_key=api_key, samples=samples)
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = make_server(app, limits)

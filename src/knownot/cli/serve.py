@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,10 @@ def serve(
     drift_window: Annotated[
         int, typer.Option(min=20, help="Last photos that the drift alarm watches.")
     ] = 500,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photos that the page offers to try; the first 12 by name."),
+    ] = None,
     root_path: Annotated[
         str, typer.Option(help="Path under which a proxy shows the service, such as /photos.")
     ] = "",
@@ -46,9 +51,9 @@ def serve(
         bool, typer.Option("--json", help="Accepted for symmetry; the log is JSON always.")
     ] = False,
 ) -> None:
-    """Answer photos over [bold]HTTP[/], with metrics and a drift alarm.
+    """Answer photos over [bold]HTTP[/], with a page to try it, metrics and a drift alarm.
 
-    [bold]knownot serve model.onnx[/]
+    [bold]knownot serve model.onnx --samples photos/[/]
 
     [bold]curl -F photos=@a.jpg -F photos=@b.jpg http://127.0.0.1:8000/predict[/]
 
@@ -82,6 +87,7 @@ def serve(
             threads=threads, size=batch_size, wait=batch_wait / 1000, drift_window=drift_window
         ),
         root_path=root_path,
+        samples=samples,
     )
 
 

@@ -4,7 +4,7 @@ Without postponed annotations: FastAPI reads those of functions in functions, to
 """
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +67,7 @@ def create_app(
     batching: Batching | None = None,
     *,
     api_key: str | None = None,
+    samples: Sequence[bytes] = (),
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -75,6 +76,7 @@ def create_app(
         limits: What is taken on.
         batching: How photos are put together.
         api_key: What clients must send as `Authorization: Bearer ...`; nothing if None.
+        samples: JPEG files that the page offers to try.
     """
     service = Service(model, limits or Limits(), batching or Batching())
 
@@ -94,12 +96,27 @@ def create_app(
     app.state.service = service
     app.add_middleware(Exchange, observe=service.metrics.request)
     _add_error_handlers(app)
-    _add_routes(app, service, [] if api_key is None else [Depends(_key_check(api_key))])
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    protected = [] if api_key is None else [Depends(_key_check(api_key))]
+    _add_routes(app, service, protected, len(samples))
+    _add_page(app, samples, protected)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, protected: list[Any]) -> None:
+def _add_page(app: FastAPI, samples: Sequence[bytes], protected: list[Any]) -> None:
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/samples/{number}", include_in_schema=False, dependencies=protected)
+    async def sample(number: int) -> Response:
+        if not 0 <= number < len(samples):
+            raise RefusedError(404, "not_found", f"there are {len(samples)} samples, from 0")
+        return Response(samples[number], media_type="image/jpeg")
+
+
+def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: int) -> None:
     model = service.model
     told = _problems({401: "A missing or wrong API key."} if protected else {})
 
@@ -134,17 +151,15 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any]) -> None:
         answers = Answers(score=settings.score, alpha=settings.alpha, photos=photos)
         return Response(answers.model_dump_json(), media_type="application/json")
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
-
     @app.get("/model", responses=told, dependencies=protected)
     async def describe() -> ModelInfo:
         """The model: classes, scores, threshold, calibration, versions, limits."""
         names = LimitsInfo.model_fields.keys() - {"formats"}
         limits = {name: getattr(service.limits, name) for name in names}
         return ModelInfo(
-            **model.describe(), limits=LimitsInfo(**limits, formats=[f.lower() for f in FORMATS])
+            **model.describe(),
+            samples=samples,
+            limits=LimitsInfo(**limits, formats=[f.lower() for f in FORMATS]),
         )
 
     @app.get("/healthz")

@@ -122,6 +122,7 @@ class ModelInfo(BaseModel):
     image_size: int
     precision: str
     versions: dict[str, str]
+    samples: int = Field(description="Photos of the owner to try, at /samples/0 and on.")
     limits: LimitsInfo
 
 

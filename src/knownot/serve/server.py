@@ -19,6 +19,7 @@ from knownot.serve.limits import Limits
 from knownot.serve.logs import log, set_up
 from knownot.serve.model_file import load_model
 from knownot.serve.protocol import ImpatientProtocol
+from knownot.serve.samples import load_samples
 from knownot.serve.served_model import ServedClassifier
 from knownot.serve.service import Batching
 
@@ -34,6 +35,7 @@ def serve(
     limits: Limits | None = None,
     batching: Batching | None = None,
     root_path: str = "",
+    samples: Path | None = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what was accepted by then is still answered.
 
@@ -44,6 +46,7 @@ def serve(
         limits: What is taken on.
         batching: How photos are put together.
         root_path: Path under which a proxy shows the service.
+        samples: Folder of photos that the page offers to try.
 
     Raises:
         KnownotError: If the model cannot be served, or the address cannot be had.
@@ -51,6 +54,7 @@ def serve(
     limits = limits or Limits()
     key = api_key()
     set_up()
+    offered = [] if samples is None else load_samples(samples)
     # uvicorn ends with the signal that ended it; an export that it comes upon is cleaned up as well.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with listen(host, port) as listener:
@@ -65,7 +69,7 @@ def serve(
                 level=logging.WARNING,
                 address=address,
             )
-        app = create_app(served, limits, batching, api_key=key)
+        app = create_app(served, limits, batching, api_key=key, samples=offered)
         log("serving", address=address, model=str(model))
         make_server(app, limits, root_path).run(sockets=[listener])
 
