@@ -19,7 +19,7 @@ class Format(StrEnum):
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder of a classifier.")],
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +43,10 @@ def export(
 
     [bold]knownot export model/ -o model.onnx --photos test/[/]
 
-    Model and file answer for the same photos; if a label or a score differs, nothing is written.
+    [bold]knownot export detector/ -o detector.onnx --photos test/[/]
+
+    Model and file answer for the same photos; if a label, a score or a box differs, nothing is
+    written. A detector should be given photos with objects: generated ones hold hardly any.
     """
     from dataclasses import asdict
 
@@ -82,9 +85,12 @@ def export(
     given = ""
     if parity["given"]:
         given = f", of yours {parity['max_difference_given']:.1e}"
+    compared = "each by two ways"
+    if metadata.task == "detect":
+        compared = f"{parity['answers']} boxes"
     stdout().print(
         f"same label and unknown flag for {parity['photos']} photos ({parity['given']} of yours), "
-        f"each by two ways; largest difference of the score {parity['max_difference']:.1e}{given}; "
+        f"{compared}; largest difference of the score {parity['max_difference']:.1e}{given}; "
         f"relative {parity['max_relative']:.1e}, allowed {parity['tolerance']:.0e}"
     )
     if form is Format.onnx:

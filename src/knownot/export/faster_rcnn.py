@@ -1,38 +1,35 @@
 """torchvision's Faster R-CNN for one photo, in operations that can be traced with free sizes.
 
-torchvision's own code branches on how many boxes there are, which no tracer follows. Here every
-step but those is a call of its modules; the parity gate holds the rest against the original.
+torchvision's own code branches on how many boxes there are, which no tracer follows. Its modules are
+called for every step but those; the comparison of the export holds the whole against the original.
 """
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import clip_boxes_to_image, nms, roi_align
+from torchvision.ops import nms, roi_align
 
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions
 
-_LEAST_PROPOSAL, _LEAST_BOX = 1e-3, 1e-2  # sides in pixels, torchvision's
+_LEAST_PROPOSAL, _LEAST_BOX = 1e-3, 1e-2  # sides in pixels, as torchvision has them
 
 
 class TraceableFasterRCNN(nn.Module):
     """What `FasterRCNNRegions.detect` finds in one photo.
 
     Args:
-        regions: The detector, in evaluation mode, on the CPU; not changed.
+        regions: The detector, on the CPU; it is changed so that it serves nothing else.
     """
 
     def __init__(self, regions: FasterRCNNRegions) -> None:
         super().__init__()
-        self.model: FasterRCNN = copy.deepcopy(regions.model)
+        self.model: FasterRCNN = regions.model.eval()
         _fix_padding(self.model.backbone)
-        # What the heads remember of a photo is written outside the graph.
+        # What the heads remember of a photo would be written outside the graph.
         self.model.roi_heads.box_predictor._forward_hooks.clear()
 
     def forward(self, photo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -42,166 +39,131 @@ class TraceableFasterRCNN(nn.Module):
             photo: RGB pixels (H, W, 3), uint8.
 
         Returns:
-            Boxes (B, 4), corners in the photo's pixels; labels (B,) in [0, K), int64; scores (B,),
+            Boxes (B, 4), corners in the photo's pixels; labels (B,), int64 in [0, K); scores (B,),
             descending; logits (B, C); features (B, D).
         """
-        image, size = self._image(photo)
+        sides = torch.stack([_length(photo, 0), _length(photo, 1)])
+        image, size = self._resized(photo, sides)
         maps = self.model.backbone(image)
         proposals = self._proposals(image, maps, size)
-        pooled = self._pooled(maps, proposals)
-        heads = self.model.roi_heads
-        features = heads.box_head(pooled)
-        logits, deltas = heads.box_predictor(features)
+        features = self.model.roi_heads.box_head(self._pooled(maps, proposals))
+        logits, deltas = self.model.roi_heads.box_predictor(features)
         boxes, labels, scores, rows = self._boxes(logits, deltas, proposals, size)
-        whole = torch.stack([_length(photo, 0), _length(photo, 1)]).float()
-        ratio = (whole / size.float()).flip(0).repeat(2)
+        ratio = (sides.float() / size.float()).flip(0).repeat(2)
         return boxes * ratio, labels, scores, logits[rows], features[rows]
 
-    def _image(self, photo: Tensor) -> tuple[Tensor, Tensor]:
-        """The photo resized, normalised and padded (1, 3, H', W'), and its size (2,) in there."""
+    def _resized(self, photo: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        """The photo resized, normalised, padded with zeros (1, 3, H', W'), and its size (2,) there."""
         transform = self.model.transform
-        sides = torch.stack([_length(photo, 0), _length(photo, 1)])
-        least, most = transform.min_size[-1], transform.max_size
+        least, most, step = transform.min_size[-1], transform.max_size, transform.size_divisible
         scale = torch.minimum(least / sides.amin(0).double(), most / sides.amax(0).double())
         size = (sides.double() * scale).floor().to(torch.int64)
-        step = transform.size_divisible
         cells = (size + (step - 1)) // step
-        v_h, v_w = cells[0].item(), cells[1].item()
-        for v in (v_h, v_w):
-            torch._check(v >= 1)
-            torch._check(v <= -(-most // step))
-        first_y, second_y, share_y = _neighbours(sides[0], size[0], v_h * step)
-        first_x, second_x, share_x = _neighbours(sides[1], size[1], v_w * step)
-        mean = torch.tensor(transform.image_mean)
-        std = torch.tensor(transform.image_std)
+        rows, columns = cells[0].item(), cells[1].item()
+        for number in (rows, columns):
+            # In multiples of the coarsest stride: no map below needs rounding of its size.
+            torch._check(number >= 1)
+            torch._check(number <= -(-most // step))
+        height, width = rows * step, columns * step
+        above, below, y = _neighbours(sides[0], size[0], height)
+        left, right, x = _neighbours(sides[1], size[1], width)
+        mean, std = torch.tensor(transform.image_mean), torch.tensor(transform.image_std)
 
-        def part(ys: Tensor, xs: Tensor) -> Tensor:
-            pixels = photo.index_select(0, ys).index_select(1, xs)
-            return (pixels.float() / 255 - mean) / std
+        def pixels(rows: Tensor, columns: Tensor) -> Tensor:
+            part = photo.index_select(0, rows).index_select(1, columns)
+            return (part.float() / 255 - mean) / std
 
-        y, x = share_y[:, None, None], share_x[None, :, None]
-        resized = (1 - y) * ((1 - x) * part(first_y, first_x) + x * part(first_y, second_x)) + y * (
-            (1 - x) * part(second_y, first_x) + x * part(second_y, second_x)
-        )
-        inside = (torch.arange(v_h * step) < size[0])[:, None, None] & (
-            torch.arange(v_w * step) < size[1]
-        )[None, :, None]
-        return torch.where(inside, resized, 0.0).permute(2, 0, 1).unsqueeze(0), size
+        y, x = y[:, None, None], x[None, :, None]
+        upper = (1 - x) * pixels(above, left) + x * pixels(above, right)
+        lower = (1 - x) * pixels(below, left) + x * pixels(below, right)
+        within = (torch.arange(height) < size[0])[:, None] & (torch.arange(width) < size[1])
+        image = torch.where(within[:, :, None], (1 - y) * upper + y * lower, 0.0)
+        return image.permute(2, 0, 1).unsqueeze(0), size
 
     def _proposals(self, image: Tensor, maps: dict[str, Tensor], size: Tensor) -> Tensor:
         """Region proposals (P, 4) in pixels of the resized photo."""
-        rpn = self.model.rpn
+        network = self.model.rpn
         levels = list(maps.values())
-        objectness, deltas = rpn.head(levels)
-        anchors = _anchors(rpn.anchor_generator, image, levels)
-        most = rpn.pre_nms_top_n()
+        grids = [values.shape[-2:] for values in levels]
+        strides = [[_length(image, a) // _length(values, a) for a in (2, 3)] for values in levels]
+        anchors = network.anchor_generator.grid_anchors(grids, strides)
         boxes, scores = [], []
-        for level, (score, delta) in enumerate(zip(objectness, deltas, strict=True)):
-            score = score.permute(0, 2, 3, 1).reshape(-1)
-            per_cell = rpn.anchor_generator.num_anchors_per_location()[level]
-            delta = delta.view(per_cell, 4, -1).permute(2, 0, 1).reshape(-1, 4)
-            # Never fewer than torchvision may take: what is added has no area, and falls out below.
-            padded = torch.cat([score, score.new_full((most,), -torch.inf)])
-            best, index = padded.topk(most)
-            index = index[best > -torch.inf]
-            found = rpn.box_coder.decode_single(delta[index], anchors[level][index])
-            found = clip(found, size)
-            keep = (large(found, _LEAST_PROPOSAL)).nonzero().squeeze(1)
-            found, probability = found[keep], score[index][keep].sigmoid()
-            keep = nms(found, probability, rpn.nms_thresh)
-            boxes.append(found[keep])
-            scores.append(probability[keep])
-        order = torch.cat(scores).argsort(descending=True)
-        return torch.cat(boxes)[order[: rpn.post_nms_top_n()]]
+        for objectness, deltas, anchor in zip(*network.head(levels), anchors, strict=True):
+            found, score = self._proposals_of_level(objectness, deltas, anchor, size)
+            boxes.append(found)
+            scores.append(score)
+        best = torch.cat(scores).argsort(descending=True)
+        return torch.cat(boxes)[best[: network.post_nms_top_n()]]
+
+    def _proposals_of_level(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        network = self.model.rpn
+        scores = objectness.permute(0, 2, 3, 1).reshape(-1)
+        deltas = deltas.view(objectness.shape[1], 4, -1).permute(2, 0, 1).reshape(-1, 4)
+        most = network.pre_nms_top_n()
+        # A small map has fewer than the most that are taken: the number must not depend on that.
+        filled = torch.cat([scores, scores.new_full((most,), -torch.inf)])
+        best, index = filled.topk(most)
+        index = index[best > -torch.inf]
+        boxes = _clipped(network.box_coder.decode_single(deltas[index], anchors[index]), size)
+        scores = scores[index].sigmoid()
+        kept = (_large(boxes, _LEAST_PROPOSAL) & (scores >= network.score_thresh)).nonzero()
+        boxes, scores = boxes[kept.squeeze(1)], scores[kept.squeeze(1)]
+        kept = nms(boxes, scores, network.nms_thresh)
+        return boxes[kept], scores[kept]
 
     def _pooled(self, maps: dict[str, Tensor], proposals: Tensor) -> Tensor:
         """Pooled maps (P, C, S, S) of proposals (P, 4)."""
         pool = self.model.roi_heads.box_roi_pool
-        used = [maps[name] for name in pool.featmap_names if name in maps]
+        used = [values for name, values in maps.items() if name in pool.featmap_names]
+        rois = torch.cat([proposals.new_zeros(proposals.shape[0], 1), proposals], dim=1)
+        align = {"output_size": pool.output_size, "sampling_ratio": pool.sampling_ratio}
+        if len(used) == 1:
+            whole: Tensor = roi_align(used[0], rois, spatial_scale=pool.scales[0], **align)
+            return whole
         levels = pool.map_levels([proposals])
-        rows = torch.cat([proposals.new_zeros(proposals.shape[0], 1), proposals], 1)
-        parts, places = [], []
-        for level, (values, scale) in enumerate(zip(used, pool.scales, strict=True)):
-            place = (levels == level).nonzero().squeeze(1)
-            places.append(place)
-            parts.append(
-                roi_align(
-                    values,
-                    rows[place],
-                    pool.output_size,
-                    spatial_scale=scale,
-                    sampling_ratio=pool.sampling_ratio,
-                )
-            )
+        places = [(levels == level).nonzero().squeeze(1) for level in range(len(used))]
+        parts = [
+            roi_align(values, rois[place], spatial_scale=scale, **align)
+            for values, place, scale in zip(used, places, pool.scales, strict=True)
+        ]
         return torch.cat(parts)[torch.cat(places).argsort()]
 
     def _boxes(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes (B, 4) in pixels of the resized photo, labels, scores, and their rows in `logits`."""
         heads = self.model.roi_heads
         classes = logits.shape[1] - 1
         decoded = heads.box_coder.decode_single(deltas, proposals).view(-1, classes + 1, 4)
-        boxes = clip(decoded[:, 1:].reshape(-1, 4), size)
+        boxes = _clipped(decoded[:, 1:].reshape(-1, 4), size)
         scores = logits.softmax(-1)[:, 1:].reshape(-1)
-        keep = ((scores > heads.score_thresh) & large(boxes, _LEAST_BOX)).nonzero().squeeze(1)
-        boxes, scores = boxes[keep], scores[keep]
-        labels, rows = keep % classes, keep // classes
-        # Boxes of different classes are moved apart, so that none suppresses another.
+        kept = ((scores > heads.score_thresh) & _large(boxes, _LEAST_BOX)).nonzero().squeeze(1)
+        boxes, scores = boxes[kept], scores[kept]
+        labels, rows = kept % classes, kept // classes
+        # Boxes of different classes are moved apart, so that none suppresses one of another class.
         apart = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).amax(0) + 1
-        kept = nms(boxes + (labels + 1).to(boxes)[:, None] * apart, scores, heads.nms_thresh)
+        kept = nms(boxes + ((labels + 1) * apart).unsqueeze(1), scores, heads.nms_thresh)
         kept = kept[: heads.detections_per_img]
         return boxes[kept], labels[kept], scores[kept], rows[kept]
 
 
-def _length(values: Tensor, axis: int) -> Tensor:
-    return torch.scalar_tensor(values.shape[axis], dtype=torch.int64)
-
-
-def _neighbours(length: Tensor, size: Tensor, places: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each place, the two nearest pixels and the share of the second."""
-    scale = (length.float() / size.float()).double()
-    # Rounded once, as a fused multiply-add does it.
-    at = (scale * (torch.arange(places).double() + 0.5) - 0.5).float().clamp(min=0.0)
-    first = torch.minimum(at.floor().to(torch.int64), length - 1)
-    second = torch.minimum(first + 1, length - 1)
-    return first, second, at - first.float()
-
-
-def clip(boxes: Tensor, size: Tensor) -> Tensor:
-    limits = size.flip(0).repeat(2).to(boxes)
-    return torch.minimum(boxes.clamp(min=0.0), limits)
-
-
-def large(boxes: Tensor, least: float) -> Tensor:
-    return ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)
-
-
-def _anchors(generator, image: Tensor, levels: list[Tensor]) -> list[Tensor]:
-    strides = []
-    grids = []
-    for values in levels:
-        grids.append(values.shape[-2:])
-        strides.append([_length(image, a) // _length(values, a) for a in (2, 3)])
-    return generator.grid_anchors(grids, strides)
-
-
 class _Halving(nn.Module):
-    """A strided convolution whose input's sides are multiples of its stride."""
+    """A strided convolution of maps whose sides are multiples of the stride."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
-        sides = zip(
-            convolution.kernel_size, convolution.stride, convolution.dilation, strict=True
-        )
-        total = [max((k - 1) * d + 1 - s, 0) for k, s, d in sides]
-        self.padding = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
+        axes = zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+        total = [max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in axes]
+        self.padding = [side for pad in reversed(total) for side in (pad // 2, pad - pad // 2)]
 
     def forward(self, maps: Tensor) -> Tensor:
-        c = self.convolution
-        return F.conv2d(
-            F.pad(maps, self.padding), c.weight, c.bias, c.stride, 0, c.dilation, c.groups
-        )
+        """Maps (N, C, H, W) to maps (N, C', H / stride, W / stride)."""
+        of = self.convolution
+        padded = F.pad(maps, self.padding)
+        return F.conv2d(padded, of.weight, of.bias, of.stride, 0, of.dilation, of.groups)
 
 
 def _fix_padding(module: nn.Module) -> None:
@@ -211,3 +173,27 @@ def _fix_padding(module: nn.Module) -> None:
             setattr(module, name, _Halving(child))
         else:
             _fix_padding(child)
+
+
+def _length(values: Tensor, axis: int) -> Tensor:
+    return torch.scalar_tensor(values.shape[axis], dtype=torch.int64)
+
+
+def _neighbours(length: Tensor, size: Tensor, places: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each place (S,) in a line resized from `length` to `size`, two pixels, share of the second.
+
+    As `torch.nn.functional.interpolate` has it: float32, rounded once after multiply and add.
+    """
+    scale = (length.float() / size.float()).double()
+    at = (scale * (torch.arange(places).double() + 0.5) - 0.5).float().clamp(min=0.0)
+    first = torch.minimum(at.floor().to(torch.int64), length - 1)
+    return first, torch.minimum(first + 1, length - 1), at - first.float()
+
+
+def _clipped(boxes: Tensor, size: Tensor) -> Tensor:
+    """Boxes (B, 4) cut at the border of a photo of `size` (2,), height first."""
+    return torch.minimum(boxes.clamp(min=0.0), size.flip(0).repeat(2).to(boxes))
+
+
+def _large(boxes: Tensor, least: float) -> Tensor:
+    return ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)

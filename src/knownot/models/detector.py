@@ -130,7 +130,8 @@ class UnknownAwareDetector(UnknownAwareModel):
         """Calibration group (B,) of boxes (B, 4) and labels (B,): class and size of the box."""
         sides = boxes[:, 2:] - boxes[:, :2]
         borders = torch.tensor(SIZE_BORDERS, device=boxes.device)
-        size = torch.bucketize(sides.prod(1), borders)
+        # Comparisons export to any runtime, unlike a search.
+        size = (sides.prod(1).unsqueeze(1) > borders).sum(1)
         return labels * (len(SIZE_BORDERS) + 1) + size
 
     def calibrate(self, detections: Detections, known: Tensor | None = None) -> None:

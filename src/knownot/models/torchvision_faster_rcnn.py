@@ -84,6 +84,7 @@ class FasterRCNNRegions(RegionModel):
         self.model = build(num_classes, settings, weights, limits)
         self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
         self.model.rpn = RememberingProposals.of(self.model.rpn)
+        _fix_scales(self.model)
         self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = settings.feature_dim
@@ -229,6 +230,20 @@ class RememberingProposals(RegionProposalNetwork):  # type: ignore[misc]
         kept = list(zip(*self._kept, strict=True))
         del self._kept
         return kept
+
+
+@torch.no_grad()
+def _fix_scales(model: FasterRCNN) -> None:
+    """Set the scales of the feature maps, which torchvision would take from the first photo.
+
+    A narrow one, mostly padding, would set them wrong for all that follow.
+    """
+    training = model.training
+    model.eval()
+    side = 256
+    maps = model.backbone(torch.zeros(1, 3, side, side))
+    model.roi_heads.box_roi_pool(maps, [torch.zeros(1, 4)], [(side, side)])
+    model.train(training)
 
 
 def _on_timm(
