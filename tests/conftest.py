@@ -131,3 +131,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Any, 
 def exported_file(exported: dict[bool, tuple[Any, Path]]) -> Path:
     """The ONNX file of a small classifier that knows red from green; do not write to it."""
     return exported[False][1]
+
+
+@pytest.fixture(scope="session")
+def exported_detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small detector and its ONNX file; tracing takes some seconds. Do not write to it."""
+    from knownot.export.export import export_model
+    from tests.helpers import tiny_detector
+
+    path = tmp_path_factory.mktemp("exported_detector") / "detector.onnx"
+    model = tiny_detector()
+    export_model(model, path)
+    return model, path

@@ -56,8 +56,10 @@ class TraceableFasterRCNN(nn.Module):
         """The photo resized, normalised, padded with zeros (1, 3, H', W'), and its size (2,) there."""
         transform = self.model.transform
         least, most, step = transform.min_size[-1], transform.max_size, transform.size_divisible
-        scale = torch.minimum(least / sides.amin(0).double(), most / sides.amax(0).double())
-        size = (sides.double() * scale).floor().to(torch.int64)
+        # A number divided by a tensor would be multiplied by a reciprocal, and rounded twice.
+        limits = torch.tensor([least, most], dtype=torch.float64)
+        scale = (limits / torch.stack([sides.amin(0), sides.amax(0)])).amin(0)
+        size = (sides * scale).floor().to(torch.int64)
         cells = (size + (step - 1)) // step
         rows, columns = cells[0].item(), cells[1].item()
         for number in (rows, columns):
