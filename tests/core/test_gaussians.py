@@ -96,6 +96,49 @@ def test_window_moments_equal_a_recomputation_after_thousands_of_updates(queue: 
     assert held == {k: sorted(tuple(r.tolist()) for r in slow.rows[k]) for k in range(4)}
 
 
+@pytest.mark.parametrize("dim", [512, 517])  # wide: symmetric products are computed in parts
+def test_wide_moments_equal_a_recomputation(dim: int) -> None:
+    window, streaming = WindowGaussians(3, dim, 10), StreamingGaussians(3, dim, 10)
+    slow, slow_streaming = SlowWindows(3, 10), SlowStreaming(3, dim, 10)
+    for features, _ in random_batches(0, 8, 3, dim, most=20):
+        labels = torch.arange(len(features)) % 3
+        for gaussians in (window, streaming, slow, slow_streaming):
+            gaussians.update(features, labels)
+    covariance = slow.moments()[1]
+    assert np.allclose(window.empirical_covariance().numpy(), covariance, rtol=0, atol=1e-9)
+    expected = slow_streaming.scatter / slow_streaming.weight
+    assert np.allclose(streaming.empirical_covariance().numpy(), expected, rtol=0, atol=1e-9)
+    for gaussians in (window, streaming):
+        factor = gaussians.cholesky()
+        assert torch.allclose(factor @ factor.T, gaussians.covariance(), rtol=0, atol=1e-9)
+        assert torch.equal(factor, factor.tril())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_factor_in_use_lags_by_no_more_than_its_share_of_the_rows(kind) -> None:
+    gaussians = kind(2, 3, queue_size=50, factor_lag=0.1)  # 10 of 100 rows
+    rows, at_factor = 0, 0
+    for step in range(60):
+        size = 3 if step % 2 else 5
+        gaussians.update(torch.randn(size, 3), torch.arange(size) % 2)
+        rows += size
+        if gaussians.factor_due():
+            gaussians.refactor()
+            at_factor = rows
+            expected = gaussians.cholesky().T.float()
+        assert not gaussians.factor_due()
+        assert rows - at_factor <= max(1, 0.1 * min(rows, 100))
+        assert torch.equal(gaussians.upper, expected)
+    assert at_factor < rows
+
+
+def test_without_lag_the_factor_is_due_at_every_step() -> None:
+    gaussians = WindowGaussians(2, 3, factor_lag=0)
+    for _ in range(5):
+        gaussians.update(torch.randn(1, 3), torch.zeros(1, dtype=torch.int64))
+        assert gaussians.factor_due()
+
+
 def test_window_keeps_only_the_last_rows_of_a_batch_longer_than_it() -> None:
     gaussians = WindowGaussians(1, 1, queue_size=3)
     gaussians.update(torch.arange(10.0).unsqueeze(1), torch.zeros(10, dtype=torch.int64))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from knownot.core.energy import energy, negative_weighted_energy
-from knownot.core.gaussians import StreamingGaussians
+from knownot.core.gaussians import StreamingGaussians, WindowGaussians
 from knownot.core.phi import FreeLinear, MonotoneLinear, make_phi
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss, uncertainty_loss
 
@@ -185,6 +185,60 @@ def test_state_dict_round_trip_continues_the_same_run(phi, gaussians: str) -> No
         losses.append(module(features, head(features), labels).item())
     assert other.steps == vos.steps == 5
     assert losses[0] == losses[1] > 0
+
+
+def test_a_resumed_run_keeps_the_age_of_the_factor() -> None:
+    torch.manual_seed(0)
+    options = {"classes_per_step": 2}
+    head, vos = make(gaussians=WindowGaussians(3, 4, 100, factor_lag=0.3), **options)
+    for _ in range(8):
+        vos(*_with_logits(head, *batch()))
+    other = make(gaussians=WindowGaussians(3, 4, 100, factor_lag=0.3), **options)[1]
+    other._head = (head,)
+    other.load_state_dict(copy.deepcopy(vos.state_dict()))
+    factors = []
+    for step in range(5):
+        features, labels = batch()
+        losses = []
+        for module in (vos, other):
+            module.generator = torch.Generator().manual_seed(step)
+            losses.append(module(features, head(features), labels).item())
+        assert losses[0] == losses[1] > 0
+        assert torch.equal(vos.gaussians.upper, other.gaussians.upper)
+        factors.append(vos.gaussians.upper.clone())
+    assert 1 < len({tuple(f.flatten().tolist()) for f in factors}) < 5  # some new, some kept
+
+
+def test_a_state_from_before_the_factor_was_kept_is_read() -> None:
+    torch.manual_seed(0)
+    head, vos = make()
+    vos(*_with_logits(head, *batch()))
+    state = copy.deepcopy(vos.state_dict())
+    del state["gaussians.upper"], state["gaussians._extra_state"]
+    other = make()[1]
+    other._head = (head,)
+    other.load_state_dict(state)
+    losses = []
+    features, labels = batch()
+    for module in (vos, other):
+        module.generator = torch.Generator().manual_seed(9)
+        losses.append(module(features, head(features), labels).item())
+    assert losses[0] == losses[1] > 0
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 7])
+def test_classes_in_turn_give_the_loss_of_all_on_average(together: int) -> None:
+    """Each class's features are one point: outliers lie there, and no step changes the Gaussians."""
+    torch.manual_seed(0)
+    points, labels = torch.randn(7, 4).double(), torch.arange(6).repeat(5)  # class 6 never comes
+    head, every = make(classes=7)
+    in_turn = make(classes=7, classes_per_step=together)[1]
+    in_turn._head = (head,)
+    features = points[labels].float()
+    logits = head(features)
+    losses = [in_turn(features, logits, labels).item() for _ in range(7)]  # whole rounds
+    assert sum(losses) / 7 == pytest.approx(every(features, logits, labels).item(), rel=1e-3)
+    assert len({round(loss, 4) for loss in losses}) == (1 if together == 7 else 7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

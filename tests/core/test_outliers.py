@@ -27,7 +27,7 @@ def radii_of(
 
 def outliers_of(
     means: torch.Tensor,
-    factor: torch.Tensor,
+    upper: torch.Tensor,
     seed: int,
     *,
     t: int = 1,
@@ -37,7 +37,7 @@ def outliers_of(
     tail = ChiSquareTail(means.shape[1])
     noise = draw_tail_noise(len(means), t, tail, generator=torch.Generator().manual_seed(seed))
     return place_outliers(
-        noise, means, factor, tail, draws_per_class=draws, radius_scale=radius_scale
+        noise, means, upper, tail, draws_per_class=draws, radius_scale=radius_scale
     )
 
 
@@ -98,12 +98,12 @@ def test_directions_do_not_depend_on_radii() -> None:
 
 
 def test_outliers_have_the_covariance_of_their_class() -> None:
-    factor = torch.tensor([[2.0, 0.0], [1.5, 0.5]])
+    upper = torch.tensor([[2.0, 1.5], [0.0, 0.5]])
     means = torch.tensor([[10.0, -5.0], [0.0, 0.0]])
-    outliers = outliers_of(means, factor, seed=2, t=5000, draws=5000)
+    outliers = outliers_of(means, upper, seed=2, t=5000, draws=5000)
     for k in range(2):
         assert torch.allclose(outliers[k].mean(0), means[k], atol=0.15)
-        assert torch.allclose(outliers[k].T.cov(), factor @ factor.T, atol=0.3)
+        assert torch.allclose(outliers[k].T.cov(), upper.T @ upper, atol=0.3)
 
 
 @given(scale=st.floats(0.5, 4), seed=st.integers(0, 2**16))

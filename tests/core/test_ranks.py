@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from knownot.core.ranks import gather_rows
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 
-CLASSES, DIM, STEPS = 3, 4, 4
+CLASSES, DIM, STEPS = 3, 4, 6
+CLASSES_PER_STEP = {"window": 3, "streaming": 2}
 # Rows of each rank in each step: uneven, a last batch without any, more than a window at once.
-SIZES = [(6, 6), (5, 2), (0, 7), (30, 1)]
+SIZES = [(6, 6), (5, 2), (0, 7), (30, 1), (0, 0), (2, 9)]
 
 
 def batches(step: int) -> list[tuple[Tensor, Tensor]]:
@@ -35,7 +36,14 @@ def build(gaussians: str) -> tuple[nn.Linear, nn.Linear, VirtualOutlierLoss]:
     backbone, head = nn.Linear(5, DIM), nn.Linear(DIM, CLASSES)
     generator = torch.Generator().manual_seed(11)
     vos = VirtualOutlierLoss(
-        head, CLASSES, DIM, queue_size=9, start_step=1, gaussians=gaussians, generator=generator
+        head,
+        CLASSES,
+        DIM,
+        queue_size=9,
+        start_step=1,
+        classes_per_step=CLASSES_PER_STEP[gaussians],
+        gaussians=gaussians,
+        generator=generator,
     )
     return backbone, head, vos
 

@@ -44,6 +44,16 @@ def test_round_trip_gives_the_same_answers(tmp_path: Path, classwise, gaussians,
     assert again.vos.steps == model.vos.steps
 
 
+def test_a_folder_from_before_the_factor_was_kept_is_read(tmp_path: Path) -> None:
+    model = saved(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    state = load_file(weights)
+    del state["vos.gaussians.upper"], state["vos.gaussians._extra_state"]
+    save_file(state, weights)
+    again = load(tmp_path / "m", backbone=tiny_backbone())
+    assert torch.equal(again.vos.gaussians.means, model.vos.gaussians.means)
+
+
 def test_the_public_load_is_this_one() -> None:
     assert knownot.load is load
 

@@ -9,7 +9,7 @@ equations 1 and 2.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ PAPER_RIDGE = 1e-4
 # that the Cholesky factor exists even for features that are duplicated, constant or collapsed.
 _RELATIVE_FLOOR = 1e-7
 _ABSOLUTE_FLOOR = 1e-30
+# From this width on a symmetric product is worth computing in parts, its lower left half left out.
+_WIDE = 512
+_PARTS = 4
 
 
 class ClassGaussians(FixedDtypeModule):
@@ -31,36 +34,82 @@ class ClassGaussians(FixedDtypeModule):
     label is outside `[0, num_classes)` or that hold a non-finite number are ignored. No method
     waits for the device (`update` and `cholesky` hold no branch on a tensor's value).
 
+    Means and moments follow every row. The factor in use, `upper`, is the most expensive part of a
+    step for wide features; `factor_due` asks for a new one when the rows since the last one exceed
+    a share `factor_lag` of the rows taken in, at most of the `K * queue_size` remembered. Features
+    in a full window are half a window old on average; a lag of 0.02 makes the covariance behind
+    the factor at most that share of a window older.
+
     Args:
         num_classes: Number of classes K, at least 1.
         feature_dim: Feature width D, at least 1.
+        queue_size: Features remembered of each class, Q, at least 1.
         shrinkage: `"oas"` shrinks the covariance towards a scaled identity by the oracle
             approximating formula (Chen et al. 2010); `"fixed"` adds `1e-4` to its diagonal, as the
             paper does. Both then add `1e-7` of the mean variance, so that a Cholesky factor exists
             for every finite input.
+        factor_lag: In [0, 1); 0 makes a new factor due at every step.
 
     Raises:
-        ValueError: If a size is less than 1 or `shrinkage` is unknown.
+        ValueError: If a number is out of range or `shrinkage` is unknown.
     """
 
-    def __init__(self, num_classes: int, feature_dim: int, shrinkage: Shrinkage = "oas") -> None:
+    upper: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        queue_size: int = 1000,
+        shrinkage: Shrinkage = "oas",
+        factor_lag: float = 0.02,
+    ) -> None:
         super().__init__()
-        for name, size in (("num_classes", num_classes), ("feature_dim", feature_dim)):
+        for name, size in (
+            ("num_classes", num_classes),
+            ("feature_dim", feature_dim),
+            ("queue_size", queue_size),
+        ):
             if size < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {size}")
         if shrinkage not in ("oas", "fixed"):
             raise ValueError(f'shrinkage: expected "oas" or "fixed", got {shrinkage!r}')
+        if not 0 <= factor_lag < 1:
+            raise ValueError(f"factor_lag: expected a share in [0, 1), got {factor_lag}")
         self.num_classes = num_classes
         self.feature_dim = feature_dim
+        self.queue_size = queue_size
         self.shrinkage = shrinkage
+        self.factor_lag = factor_lag
+        self._rows = 0
+        self._rows_since_factor = 0
+        self.register_fixed("upper", torch.zeros(feature_dim, feature_dim, dtype=torch.float32))
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Take in features (N, D), any floating dtype, with integer labels (N,)."""
-        self.upkeep()
+        self.upkeep(len(labels))
         self.take_in(features, labels)
 
-    def upkeep(self) -> None:
-        """Bookkeeping on the host before features are taken in; a kind may need none."""
+    def upkeep(self, rows: int) -> None:
+        """Bookkeeping on the host before so many rows are taken in."""
+        self._rows += rows
+        self._rows_since_factor += rows
+
+    def factor_due(self) -> bool:
+        """Whether `refactor` is due; tells so once, and the caller then has to call it.
+
+        Rows are counted on the host, those that are ignored included.
+        """
+        remembered = min(self._rows, self.num_classes * self.queue_size)
+        due = self._rows_since_factor >= max(1.0, self.factor_lag * remembered)
+        if due:
+            self._rows_since_factor = 0
+        return due
+
+    @torch.no_grad()
+    def refactor(self) -> None:
+        """Bring `upper` (D, D), float32, up to date: `upper^T upper = Sigma`; tensors alone."""
+        self.upper.copy_(self._upper_factor())
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
         """`update` without `upkeep`: operations on tensors alone, fit for `torch.compile`.
@@ -84,18 +133,23 @@ class ClassGaussians(FixedDtypeModule):
     def deviations(self) -> tuple[Tensor, Tensor]:
         """Sum of `(h - mu)(h - mu)^T` over the features, (D, D), and their weight, a scalar.
 
-        Both float64. The matrix is a new tensor at every call; the weight may be 0.
+        Both float64. The matrix is a new tensor at every call and counts on and above the diagonal
+        only, what is below may be anything; the weight may be 0.
         """
         raise NotImplementedError  # abstract
 
     def empirical_covariance(self) -> Tensor:
         """Shared covariance before shrinkage, shape (D, D), float64 (equation 2 without ridge)."""
         total, weight = self.deviations()
-        return total / weight.clamp(min=1)
+        return _symmetric(total / weight.clamp(min=1))
 
     def covariance(self) -> Tensor:
         """Shared covariance after shrinkage, shape (D, D), float64, positive definite."""
+        return _symmetric(self._upper_covariance())
+
+    def _upper_covariance(self) -> Tensor:
         total, weight = self.deviations()
+        total.triu_()
         weight = weight.clamp(min=1)
         mean_variance = total.diagonal().mean() / weight
         floor = _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR
@@ -114,15 +168,31 @@ class ClassGaussians(FixedDtypeModule):
 
         Never fails on finite features, and never waits for the device.
         """
-        covariance = self.covariance()
-        # The upper factor takes one pass less on a CPU; its transpose is a view.
+        return self._upper_factor().T
+
+    def _upper_factor(self) -> Tensor:
+        covariance = self._upper_covariance()
+        # Reads the upper half alone.
+        upper: Tensor
         upper, info = torch.linalg.cholesky_ex(covariance, upper=True)
-        factor: Tensor = upper.T
         if covariance.dtype == torch.float64:
-            return factor  # the floor lies far above its rounding
+            return upper  # the floor lies far above its rounding
         # A device without float64: should its rounding win, the diagonal serves.
         fallback = torch.diag_embed(covariance.diagonal().clamp_min(_ABSOLUTE_FLOOR).sqrt())
-        return torch.where(info == 0, factor, fallback)
+        return torch.where(info == 0, upper, fallback)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self._rows, self._rows_since_factor])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._rows, self._rows_since_factor = state.tolist()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}upper" not in state_dict:  # saved before there was one: due at once
+            state_dict[f"{prefix}upper"] = torch.zeros_like(self.upper)
+            rows = self.num_classes * self.queue_size
+            state_dict[f"{prefix}_extra_state"] = torch.tensor([rows, rows])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _class_or_ignored(self, features: Tensor, labels: Tensor) -> Tensor:
         """Class of each row (N,), int64; K for rows without a class or with non-finite numbers.
@@ -156,6 +226,7 @@ class WindowGaussians(ClassGaussians):
         feature_dim: Feature width D.
         queue_size: Window length Q; the windows take `4 * K * Q * D` bytes.
         shrinkage: See `ClassGaussians`.
+        factor_lag: See `ClassGaussians`.
         refresh_every: Updates between two exact recomputations.
 
     Example:
@@ -177,14 +248,12 @@ class WindowGaussians(ClassGaussians):
         feature_dim: int,
         queue_size: int = 1000,
         shrinkage: Shrinkage = "oas",
+        factor_lag: float = 0.02,
         refresh_every: int = 4096,
     ) -> None:
-        super().__init__(num_classes, feature_dim, shrinkage)
-        if queue_size < 1:
-            raise ValueError(f"queue_size: expected an integer of at least 1, got {queue_size}")
+        super().__init__(num_classes, feature_dim, queue_size, shrinkage, factor_lag)
         if refresh_every < 1:
             raise ValueError(f"refresh_every: expected at least 1, got {refresh_every}")
-        self.queue_size = queue_size
         self.refresh_every = refresh_every
         self._updates = 0
         k, d, f64 = num_classes, feature_dim, torch.float64
@@ -221,7 +290,8 @@ class WindowGaussians(ClassGaussians):
         shift = totals / counts.clamp(min=1).unsqueeze(1)
         return torch.addmm(self.scatter, totals.T, shift, alpha=-1), counts.sum()
 
-    def upkeep(self) -> None:
+    def upkeep(self, rows: int) -> None:
+        super().upkeep(rows)
         self._updates += 1
         if self._updates % self.refresh_every == 0:
             self.refresh()
@@ -261,11 +331,9 @@ class WindowGaussians(ClassGaussians):
         added = rows - origin
         removed = self.window.index_select(0, place) - origin
         removed *= (age >= q).unsqueeze(1)  # else the place was free
-        change = added - removed
-        self.totals.index_add_(0, group, change)
-        # a^T a - r^T r is the symmetric part of (a - r)^T (a + r): one product instead of two.
-        product = change.T @ (added + removed)
-        self.scatter.add_(product + product.T, alpha=0.5)
+        self.totals.index_add_(0, group, added - removed)
+        _add_squares(self.scatter, added)
+        _add_squares(self.scatter, removed, sign=-1)
         self.window.index_copy_(0, place, rows.to(self.window.dtype))
 
     @torch.no_grad()
@@ -311,11 +379,9 @@ class StreamingGaussians(ClassGaussians):
         feature_dim: int,
         queue_size: int = 1000,
         shrinkage: Shrinkage = "oas",
+        factor_lag: float = 0.02,
     ) -> None:
-        super().__init__(num_classes, feature_dim, shrinkage)
-        if queue_size < 1:
-            raise ValueError(f"queue_size: expected an integer of at least 1, got {queue_size}")
-        self.queue_size = queue_size
+        super().__init__(num_classes, feature_dim, queue_size, shrinkage, factor_lag)
         k, d, f64 = num_classes, feature_dim, torch.float64
         self.register_fixed("weights", torch.zeros(k, dtype=f64))
         self.register_fixed("centres", torch.zeros(k, d, dtype=f64))
@@ -338,34 +404,59 @@ class StreamingGaussians(ClassGaussians):
         rows = features.detach().to(self.centres.dtype)
         group = self._class_or_ignored(rows, labels)
         usable = group < self.num_classes
-        label = torch.where(usable, group, 0)
-        rows = torch.where(usable.unsqueeze(1), rows, 0)
         weight = usable.to(rows.dtype)
-        number = torch.zeros_like(self.weights).index_add_(0, label, weight)
-        total = torch.zeros_like(self.centres).index_add_(0, label, rows)
+        rows = torch.where(usable.unsqueeze(1), rows, 0)
+        label = torch.where(usable, group, 0)
+
+        # What belongs to a class stands in the place of its last row in the batch, and is gathered
+        # from there by all: the cost depends on the batch, not on the number of classes.
+        arrival = torch.arange(len(group), device=group.device)
+        last = group.new_zeros(self.num_classes + 1).scatter_reduce_(0, group, arrival, "amax")
+        place = last[group]
+        number = torch.zeros_like(weight).index_add_(0, place, weight)[place]
+        total = torch.zeros_like(rows).index_add_(0, place, rows)[place]
 
         batch_mean = total / number.clamp(min=1).unsqueeze(1)
-        old = self.weights * (1 - 1 / self.queue_size) ** number
+        old_weight = self.weights[label]
+        old = old_weight * (1 - 1 / self.queue_size) ** number
         new = old + number
-        move = torch.where(number > 0, batch_mean.T - self.centres.T, 0).T
+        move = batch_mean - self.centres[label]
         # Rows around their batch mean, shifted so that one product also holds the between-means
         # term n b / (n + b) (m_b - m)(m_b - m)^T: within a class the rows sum to zero.
         spread = (old / new.clamp(min=1e-12)).sqrt().unsqueeze(1) * move
-        deviations = (rows - batch_mean[label] + spread[label]) * weight.unsqueeze(1)
+        deviations = (rows - batch_mean + spread) * weight.unsqueeze(1)
 
         usable_rows = weight.sum()
         keep = (1 - 1 / (self.queue_size * self.num_classes)) ** usable_rows
-        self.scatter.mul_(keep).addmm_(deviations.T, deviations)
+        self.scatter.mul_(keep)
+        _add_squares(self.scatter, deviations)
         self.scatter_weight.mul_(keep).add_(usable_rows)
-        self.centres += move * (number / new.clamp(min=1e-12)).unsqueeze(1)
-        self.weights.copy_(new)
+        once = weight * (place == arrival)
+        share = once * number / new.clamp(min=1e-12)
+        self.centres.index_add_(0, label, move * share.unsqueeze(1))
+        self.weights.index_add_(0, label, once * (new - old_weight))
+
+
+def _add_squares(total: Tensor, rows: Tensor, sign: int = 1) -> None:
+    """Add `rows^T rows`, rows (N, D), to `total` (D, D), on and above the diagonal at least."""
+    width = total.shape[0]
+    step = width if width < _WIDE else -(-width // _PARTS)
+    for start in range(0, width, step):
+        part = rows[:, start : start + step]
+        total[start : start + step, start:].addmm_(part.T, rows[:, start:], alpha=sign)
+
+
+def _symmetric(upper: Tensor) -> Tensor:
+    """The symmetric matrix (D, D) with the upper half of `upper`."""
+    return upper.triu() + upper.triu(1).T
 
 
 def oas_weight(scatter: Tensor, count: Tensor) -> Tensor:
     """Weight of the scaled identity in the oracle approximating shrinkage estimate.
 
     Args:
-        scatter: Empirical covariance (D, D) of `count` rows around known means, or a multiple.
+        scatter: Empirical covariance (D, D) of `count` rows around known means, or a multiple; the
+            upper half, zeros below the diagonal.
         count: Number of rows, scalar tensor.
 
     Returns:
@@ -377,7 +468,8 @@ def oas_weight(scatter: Tensor, count: Tensor) -> Tensor:
     """
     dim = scatter.shape[0]
     squared_mean = scatter.diagonal().mean().square()
-    mean_square = torch.linalg.vector_norm(scatter).square() / dim**2
+    diagonal = scatter.diagonal().square().sum()
+    mean_square = (2 * torch.linalg.vector_norm(scatter).square() - diagonal) / dim**2
     weight = (mean_square + squared_mean) / ((count + 1.0) * (mean_square - squared_mean / dim))
     # At most 0 only for a multiple of the identity, or no spread at all.
     return torch.where(weight > 0, weight, 1.0).clamp(max=1.0)

@@ -80,7 +80,7 @@ def tail_radii(exponential: Tensor, tail: ChiSquareTail, draws: float) -> Tensor
 def place_outliers(
     noise: TailNoise,
     means: Tensor,
-    cholesky: Tensor,
+    upper: Tensor,
     tail: ChiSquareTail,
     *,
     draws_per_class: float = 10_000.0,
@@ -91,7 +91,7 @@ def place_outliers(
     Args:
         noise: Of K classes and t outliers each.
         means: Class means (K, D).
-        cholesky: Lower factor (D, D) of the shared covariance.
+        upper: Upper factor `U` (D, D) of the shared covariance, `U^T U = Sigma`.
         tail: Chi-square quantile for D degrees of freedom.
         draws_per_class: n of the paper; `1 / n` is the tail probability. Need not be whole.
         radius_scale: Stretches all radii; 1 keeps the exact law.
@@ -113,5 +113,5 @@ def place_outliers(
     z = noise.normal.to(means.dtype)
     length = torch.linalg.vector_norm(z, dim=-1)
     z = z * (radii.to(means.dtype) / length).unsqueeze(-1)
-    outliers: Tensor = means.unsqueeze(1) + z @ cholesky.to(means.dtype).T
+    outliers: Tensor = means.unsqueeze(1) + z @ upper.to(means.dtype)
     return outliers

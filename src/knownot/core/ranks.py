@@ -28,22 +28,23 @@ def gather_rows(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: Their classes (N,), integers.
 
     Returns:
-        Features (M, D), float32, and labels (M,), int64, the same on all ranks. Rows that only fill
-        up a rank with few are zeros with label -1.
+        Features (M, D), float32, and labels (M,), int64, the same on all ranks.
     """
     ranks = world_size()
     if ranks == 1:
         return features, labels
     size = torch.tensor([len(labels)], device=features.device)
-    sizes = size.new_empty(ranks)
-    dist.all_gather_into_tensor(sizes, size)
-    most = int(sizes.max())
+    gathered = size.new_empty(ranks)
+    dist.all_gather_into_tensor(gathered, size)
+    sizes = gathered.tolist()
+    most = max(sizes)
     # Labels travel as one more column, exact up to 2^24 classes: one exchange instead of two.
     rows = torch.cat([features.detach().float(), labels.unsqueeze(1).float()], dim=1)
     rows = F.pad(rows, (0, 0, 0, most - len(rows)))
-    rows[len(labels) :, -1] = -1
-    joint = rows.new_empty(ranks * most, rows.shape[1])
-    dist.all_gather_into_tensor(joint, rows.contiguous())
+    padded = rows.new_empty(ranks * most, rows.shape[1])
+    dist.all_gather_into_tensor(padded, rows.contiguous())
+    parts = padded.view(ranks, most, rows.shape[1])
+    joint = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
     return joint[:, :-1], joint[:, -1].long()
 
 

@@ -79,6 +79,9 @@ class VirtualOutlierLoss(nn.Module):
         queue_size: Window length Q per class.
         draws_per_class: n of the paper; 1/n is the probability of the tail.
         outliers_per_class: t of the paper.
+        classes_per_step: Outliers are drawn around at most so many classes in a training step,
+            which take turns and weigh as much as all: on average over a round the loss is that of
+            all classes. For 1000 classes of width 2048 all would take longer than everything else.
         tail_probability: Sets the tail directly, instead of `draws_per_class`.
         radius_ratio: Stretches the radii so that the median outlier lies at this multiple of the
             median data radius; by default the exact law decides (`self.radius_ratio` tells).
@@ -119,6 +122,7 @@ class VirtualOutlierLoss(nn.Module):
         queue_size: int = 1000,
         draws_per_class: float = 10_000.0,
         outliers_per_class: int = 1,
+        classes_per_step: int = 128,
         tail_probability: float | None = None,
         radius_ratio: float | None = None,
         phi: PhiName = "monotone",
@@ -141,6 +145,7 @@ class VirtualOutlierLoss(nn.Module):
             ("weight", weight, 0),
             ("start_step", start_step, 0),
             ("outliers_per_class", outliers_per_class, 1),
+            ("classes_per_step", classes_per_step, 1),
             ("draws_per_class", draws_per_class, outliers_per_class),
             ("min_count", min_count, 1),
         ):
@@ -161,6 +166,7 @@ class VirtualOutlierLoss(nn.Module):
         self.start_step = start_step
         self.draws_per_class = float(draws_per_class)
         self.outliers_per_class = outliers_per_class
+        self.classes_per_step = min(classes_per_step, num_classes)
         self.min_count = min_count
         self.background_index = background_index
         self.generator = generator
@@ -222,18 +228,18 @@ class VirtualOutlierLoss(nn.Module):
     @torch.no_grad()
     def sample_outliers(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw virtual outliers (K * t, D) from the Gaussians as they are, class by class."""
-        return self._place_outliers(self._draw_noise(generator or self.generator))
+        noise = self._draw_noise(self.num_classes, generator or self.generator)
+        upper = self.gaussians.cholesky().T.float()
+        return self._place_outliers(noise, self.gaussians.means, upper)
 
-    def _draw_noise(self, generator: torch.Generator | None) -> TailNoise:
-        return draw_tail_noise(
-            self.num_classes, self.outliers_per_class, self.tail, generator=generator
-        )
+    def _draw_noise(self, classes: int, generator: torch.Generator | None) -> TailNoise:
+        return draw_tail_noise(classes, self.outliers_per_class, self.tail, generator=generator)
 
-    def _place_outliers(self, noise: TailNoise) -> Tensor:
+    def _place_outliers(self, noise: TailNoise, means: Tensor, upper: Tensor) -> Tensor:
         outliers = place_outliers(
             noise,
-            self.gaussians.means.float(),
-            self.gaussians.cholesky().float(),
+            means.float(),
+            upper,
             self.tail,
             draws_per_class=self.draws_per_class,
             radius_scale=self.radius_scale,
@@ -273,13 +279,22 @@ class VirtualOutlierLoss(nn.Module):
         ranks = world_size()
         rows, joint_labels = gather_rows(features, labels)
         self.steps += 1
-        self.gaussians.upkeep()
+        self.gaussians.upkeep(len(joint_labels))
         if self.steps <= self.start_step:
             self.gaussians.take_in(rows, joint_labels)
             return logits.new_zeros((), dtype=torch.float32)
-        noise = self._draw_noise(self._generator(ranks, features))
+        classes = self._classes_in_turn(features.device)
+        noise = self._draw_noise(self.classes_per_step, self._generator(ranks, features))
+        refactor = self.gaussians.factor_due()
         step = self._compiled_step or self._step
-        return step(features, logits, labels, rows, joint_labels, noise)
+        return step(features, logits, labels, rows, joint_labels, classes, noise, refactor)
+
+    def _classes_in_turn(self, device: torch.device) -> Tensor | None:
+        """The classes of this step, (classes_per_step,), int64; None for all."""
+        if self.classes_per_step == self.num_classes:
+            return None
+        first = (self.steps - 1) * self.classes_per_step % self.num_classes
+        return torch.arange(first, first + self.classes_per_step, device=device) % self.num_classes
 
     def _step(
         self,
@@ -288,35 +303,44 @@ class VirtualOutlierLoss(nn.Module):
         labels: Tensor,
         rows: Tensor,
         joint_labels: Tensor,
+        classes: Tensor | None,
         noise: TailNoise,
+        refactor: bool,
     ) -> Tensor:
         self.gaussians.take_in(rows, joint_labels)
-        outliers = self._place_outliers(noise).to(features.dtype)
-        ranks = world_size()
-        if ranks == 1:
-            return self._loss(logits, labels, outliers)
-        return self._loss(logits, labels, outliers, ranks, self._in_range(joint_labels).sum())
+        if refactor:
+            self.gaussians.refactor()
+        means = self.gaussians.means
+        if classes is not None:
+            means = means.index_select(0, classes)
+        outliers = self._place_outliers(noise, means, self.gaussians.upper).to(features.dtype)
+        return self._loss(logits, labels, outliers, classes, joint_labels)
 
     def _loss(
         self,
         logits: Tensor,
         labels: Tensor,
         outliers: Tensor,
-        ranks: int = 1,
-        joint_rows: Tensor | None = None,
+        classes: Tensor | None = None,
+        joint_labels: Tensor | None = None,
     ) -> Tensor:
+        ranks = 1 if joint_labels is None else world_size()
         phi = self.phi(self._negative_energy(torch.cat([logits, self._head[0](outliers)])))
         ready = self.ready()
-        ready_outliers = ready.repeat_interleave(self.outliers_per_class)
-        takes_part = torch.cat([self._in_range(labels), ready_outliers])
+        drawn = ready if classes is None else ready.index_select(0, classes)
+        takes_part = torch.cat(
+            [self._in_range(labels), drawn.repeat_interleave(self.outliers_per_class)]
+        )
         weights = (takes_part & ready.any()).to(phi.dtype)
         is_id = torch.ones_like(weights)
         is_id[len(logits) :] = 0
-        if joint_rows is None:
+        if ranks == 1 and classes is None:
             return self.weight * uncertainty_loss(phi, is_id, weights)
-        # The mean over the ranks is that over the joint batch and the outliers, which all share.
-        total = joint_rows + ready_outliers.sum()
-        weights[len(logits) :] /= ranks
+        # The mean over the ranks is that over the joint batch and the outliers, which all share;
+        # the classes in turn stand for all.
+        rows = self._in_range(labels if joint_labels is None else joint_labels).sum()
+        total = rows + ready.sum() * self.outliers_per_class
+        weights[len(logits) :] *= self.num_classes / (ranks * self.classes_per_step)
         return self.weight * ranks * uncertainty_loss(phi, is_id, weights, total)
 
     def _in_range(self, labels: Tensor) -> Tensor:

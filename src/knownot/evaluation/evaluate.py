@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from knownot.data.image_folder import list_photos, read_labelled
 from knownot.data.reading import read_batches
 from knownot.errors import DataError
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.cpu_workers import cpu_workers
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -157,17 +158,17 @@ def score_photos(
     indices: list[int] = []
     predicted, confidence, p_values = [], [], []
     scores: dict[str, list[Tensor]] = {}
-    for batch, photos in read_batches(paths, model.preprocessing.read, model.batch_size, skipped):
-        output = model(photos.to(model.device))
-        of_batch = model.scores(output)
-        sure, best = output.logits.float().softmax(1).max(1)
-        predicted.append(best.cpu())
-        confidence.append(sure.cpu())
-        p_values.append(model.p_values(output, of_batch, score))
-        for key, values in of_batch.items():
-            scores.setdefault(key, []).append(values.cpu())
-        indices += batch
-        advance(len(batch))
+    size = model.batch_size
+    batches = read_batches(paths, model.preprocessing.read, size, skipped)
+    with cpu_workers(model.device, len(paths), size) as workers:
+        for batch, found in workers.spread(batches, lambda photos: _scored(model, photos, score)):
+            predicted.append(found.predicted)
+            confidence.append(found.confidence)
+            p_values.append(found.p_values)
+            for key, values in found.scores.items():
+                scores.setdefault(key, []).append(values)
+            indices += batch
+            advance(len(batch))
     advance(len(skipped))
     if not indices:
         first = next(iter(skipped.values()), "it is empty")
@@ -184,6 +185,25 @@ def score_photos(
         torch.tensor([labels[i] for i in indices] if labels else [], dtype=torch.int64),
         skipped,
     )
+
+
+class _Batch(NamedTuple):
+    """What `Scored` holds, of one batch."""
+
+    predicted: Tensor
+    confidence: Tensor
+    scores: dict[str, Tensor]
+    p_values: Tensor
+
+
+@torch.no_grad()
+def _scored(model: UnknownAwareClassifier, photos: Tensor, score: str) -> _Batch:
+    output = model(photos.to(model.device))
+    scores = model.scores(output)
+    confidence, predicted = output.logits.float().softmax(1).max(1)
+    p_values = model.p_values(output, scores, score)
+    on_host = {key: values.cpu() for key, values in scores.items()}
+    return _Batch(predicted.cpu(), confidence.cpu(), on_host, p_values)
 
 
 def separation(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from knownot.data.read_ahead import read_ahead
+from knownot.data.spread import Workers
 from knownot.models.prediction import Prediction
 
 Pixels = TypeVar("Pixels")
@@ -18,20 +19,23 @@ def answers_in_order(
     read: Callable[[Any], Pixels],
     answer: Callable[[list[Pixels]], list[Prediction]],
     batch_size: int,
+    workers: Workers,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each photo, in order; one that cannot be read has `error` set.
 
     Args:
         photos: Whatever `read` takes; paths are repeated in the answers.
         read: Decodes one photo, in a thread; raises `DataError` for a bad one.
-        answer: Answers for decoded photos.
+        answer: Answers for decoded photos, in a thread of `workers`.
         batch_size: Photos given to `answer` together.
+        workers: Compute the batches.
     """
     done = 0
     skipped: dict[Any, str] = {}
     items = [_Item(i, photo) for i, photo in enumerate(photos)]
-    for indices, pixels in read_ahead(items, lambda item: read(item.photo), batch_size, skipped):
-        for index, prediction in zip(indices, answer(pixels), strict=True):
+    batches = read_ahead(items, lambda item: read(item.photo), batch_size, skipped)
+    for indices, predictions in workers.spread(batches, answer):
+        for index, prediction in zip(indices, predictions, strict=True):
             yield from _failures(skipped, photos, done, index)
             yield _with_path(prediction, photos[index])
             done = index + 1

@@ -16,6 +16,7 @@ from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.data.given_photos import as_list, to_pil
 from knownot.errors import ConfigError
 from knownot.models.answers import answers_in_order
+from knownot.models.cpu_workers import cpu_workers
 from knownot.models.prediction import Prediction
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
@@ -199,12 +200,15 @@ class UnknownAwareClassifier(UnknownAwareModel):
         was_training = self.training
         self.eval()
         try:
-            yield from answers_in_order(
-                photos,
-                self._pixels,
-                lambda pixels: self._answer(torch.stack(pixels), alpha, score),
-                batch_size or self.batch_size,
-            )
+            size = batch_size or self.batch_size
+            with cpu_workers(self.device, len(photos), size) as workers:
+                yield from answers_in_order(
+                    photos,
+                    self._pixels,
+                    lambda pixels: self._answer(torch.stack(pixels), alpha, score),
+                    size,
+                    workers,
+                )
         finally:
             self.train(was_training)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from knownot.data.cores import usable_cores
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
+from knownot.data.spread import Workers, threads_for
 from knownot.data.square import centre_square, least_side
 from knownot.errors import ModelFileError
 from knownot.models.answers import answers_in_order
@@ -21,6 +24,7 @@ from knownot.runtime.exported import (
     ExportedModel,
     OpenedFile,
     Pixels,
+    Run,
     open_file,
     start,
 )
@@ -39,6 +43,8 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
     Args:
         metadata: What the file says about itself.
         run: Maps arrays by name of input to the list of outputs, in order.
+        run_on_one_core: The same on one core, for batches side by side; by default `run`.
+        cores: Batches side by side.
 
     Attributes:
         metadata: Classes, threshold, versions, and what the comparison with torch measured.
@@ -77,12 +83,17 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
     ) -> Iterator[Prediction]:
         """Like `predict`, one answer after another in bounded memory."""
         settings = self._settings(alpha, score)
-        yield from answers_in_order(
-            photos,
-            self._square,
-            lambda squares: self._answer(np.stack(squares), True, settings),
-            batch_size or _BATCH,
-        )
+        size = batch_size or _BATCH
+        count = threads_for(len(photos), size, self._cores)
+        run = self._run if count == 1 else self._run_on_one_core
+        with ThreadPoolExecutor(count, thread_name_prefix="batch") as pool:
+            yield from answers_in_order(
+                photos,
+                self._square,
+                lambda squares: self._answer(np.stack(squares), True, settings, run),
+                size,
+                Workers(count, pool if count > 1 else None),
+            )
 
     def predict_whole(
         self, photos: Pixels, *, alpha: float | None = None, score: str | None = None
@@ -119,13 +130,16 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
             return self.prepare(open_photo(photo, at_least=self.least_side))
         return self.prepare(to_pil(photo))
 
-    def _answer(self, photos: Pixels, prepared: bool, settings: dict[str, Any]) -> list[Prediction]:
-        return self._in_words(self._found(photos, prepared, settings))
+    def _answer(
+        self, photos: Pixels, prepared: bool, settings: dict[str, Any], run: Run | None = None
+    ) -> list[Prediction]:
+        return self._in_words(self._found(photos, prepared, settings, run))
 
     def _found(
-        self, photos: Pixels, prepared: bool, settings: dict[str, Any]
+        self, photos: Pixels, prepared: bool, settings: dict[str, Any], run: Run | None = None
     ) -> dict[str, NDArray[Any]]:
-        return self._outputs({"photos": photos, "prepared": np.array(prepared), **settings})
+        feeds = {"photos": photos, "prepared": np.array(prepared), **settings}
+        return self._outputs(feeds, run)
 
     def _in_words(self, found: dict[str, NDArray[Any]]) -> list[Prediction]:
         columns = (found[name].tolist() for name in self.metadata.outputs[1:])
@@ -148,7 +162,8 @@ class OnnxClassifier(ExportedClassifier):
 
     Args:
         path: File to load; nothing in it is executed but ONNX operators.
-        threads: Threads of ONNX Runtime; all cores if not given.
+        threads: Cores that are used: by a batch that is alone, or by as many batches at once, each
+            on one; all usable cores if not given.
 
     Raises:
         ModelFileError: If the file is missing, damaged, or holds no classifier.
@@ -163,4 +178,6 @@ class OnnxClassifier(ExportedClassifier):
                 f"{opened.path}: holds a detector, not a classifier; open it with "
                 "knownot.runtime.open_onnx"
             )
-        super().__init__(metadata, start(opened, threads))
+        cores = threads or usable_cores()
+        sessions = start(opened, cores)
+        super().__init__(metadata, sessions.run, sessions.run_on_one_core, cores)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from knownot.errors import ConfigError, MissingExtraError, ModelFileError
 from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata, ExportMetadata
 from knownot.runtime.onnx_file import unsealed
+from knownot.runtime.sessions import Sessions
 
 UNKNOWN = "unknown"
 Pixels = NDArray[np.uint8]
@@ -26,14 +27,20 @@ class ExportedModel(Generic[Metadata]):
     Args:
         metadata: What the file says about itself.
         run: Maps arrays by name of input to the list of outputs, in order.
+        run_on_one_core: The same on one core, for photos side by side; by default `run`.
+        cores: Cores, and so batches side by side.
 
     Attributes:
         metadata: Classes, threshold, versions, and what the comparison with torch measured.
     """
 
-    def __init__(self, metadata: Metadata, run: Run) -> None:
+    def __init__(
+        self, metadata: Metadata, run: Run, run_on_one_core: Run | None = None, cores: int = 1
+    ) -> None:
         self.metadata = metadata
         self._run = run
+        self._run_on_one_core = run_on_one_core or run
+        self._cores = cores
 
     @property
     def classes(self) -> list[str]:
@@ -60,8 +67,10 @@ class ExportedModel(Generic[Metadata]):
             raise ConfigError(f"score: expected one of {', '.join(names)}, got {score!r}")
         return {"score": np.array(names.index(score)), "alpha": np.array(alpha)}
 
-    def _outputs(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return dict(zip(self.metadata.outputs, self._run(feeds), strict=True))
+    def _outputs(
+        self, feeds: dict[str, NDArray[Any]], run: Run | None = None
+    ) -> dict[str, NDArray[Any]]:
+        return dict(zip(self.metadata.outputs, (run or self._run)(feeds), strict=True))
 
 
 @dataclass(frozen=True)
@@ -93,32 +102,27 @@ def open_file(path: str | Path) -> OpenedFile:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def start(file: OpenedFile, threads: int | None) -> Run:
-    """An ONNX Runtime session for the file's graph, on the CPU.
+def start(file: OpenedFile, cores: int) -> Sessions:
+    """ONNX Runtime for the file's graph, on the CPU.
 
     Args:
         file: The file; nothing in it is executed but ONNX operators.
-        threads: Threads of ONNX Runtime; all cores if not given.
+        cores: Cores that are used.
 
     Raises:
         ModelFileError: If ONNX Runtime cannot load it, or it holds another graph.
         MissingExtraError: If ONNX Runtime is not installed.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError:
         raise MissingExtraError("onnxruntime", "runtime", "an exported model") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # what goes wrong is raised, too
     try:
-        session = onnxruntime.InferenceSession(
-            file.data, options, providers=["CPUExecutionProvider"]
-        )
-        names = tuple(output.name for output in session.get_outputs())
+        sessions = Sessions(file.data, cores)
     except Exception as error:  # ONNX Runtime's errors share no base of their own
         first_line = str(error).strip().splitlines()[0][:200]
         raise ModelFileError(f"{file.path}: ONNX Runtime cannot load it ({first_line})") from None
-    if names != file.metadata.outputs:
-        raise ModelFileError(f"{file.path}: has outputs {', '.join(names)}; export it anew")
-    return lambda feeds: session.run(None, feeds)
+    if sessions.outputs != file.metadata.outputs:
+        names = ", ".join(sessions.outputs)
+        raise ModelFileError(f"{file.path}: has outputs {names}; export it anew")
+    return sessions

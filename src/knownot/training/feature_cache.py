@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from knownot.data.kept_files import read_tensors, write_tensors
 from knownot.data.reading import read_batches
+from knownot.data.spread import Workers
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.cpu_workers import cpu_workers
 
 _PIECE = 256
 
@@ -67,14 +69,16 @@ def extract_features(
     model.eval()
     fingerprint = _fingerprint(model) if cache is not None else b""
     rows, indices, skipped = [], [], {}
-    try:
+    with ExitStack() as at_end:
+        at_end.callback(model.train, was_training)
+        workers = at_end.enter_context(cpu_workers(model.device, len(paths), model.batch_size))
         for start in range(0, len(paths), _PIECE):
             piece = paths[start : start + _PIECE]
             stored = cache and cache / "features" / f"{_key(fingerprint, piece)}.safetensors"
             found = _read(stored) if stored else None
             if found is None:
                 bad: dict[Path, str] = {}
-                found = _compute(model, piece, bad, progress)
+                found = _compute(model, piece, bad, progress, workers)
                 skipped.update(bad)
                 # A piece with bad photos is not stored: they are reported again next time.
                 if stored and not bad:
@@ -83,8 +87,6 @@ def extract_features(
                 progress(len(piece))
             rows.append(found[0])
             indices.append(found[1] + start)
-    finally:
-        model.train(was_training)
     empty = torch.empty(0, model.backbone_dim)
     return Features(
         torch.cat(rows) if rows else empty,
@@ -98,16 +100,23 @@ def _compute(
     paths: Sequence[Path],
     skipped: dict[Path, str],
     progress: Callable[[int], None] | None,
+    workers: Workers,
 ) -> tuple[Tensor, Tensor]:
     rows, indices = [torch.empty(0, model.backbone_dim)], []
-    for batch, photos in read_batches(paths, model.preprocessing.read, model.batch_size, skipped):
-        rows.append(model.backbone_features(photos.to(model.device)).float().cpu())
+    batches = read_batches(paths, model.preprocessing.read, model.batch_size, skipped)
+    for batch, found in workers.spread(batches, lambda photos: _of_batch(model, photos)):
+        rows.append(found)
         indices += batch
         if progress:
             progress(len(batch))
     if progress and skipped:
         progress(len(skipped))
     return torch.cat(rows), torch.tensor(indices, dtype=torch.int64)
+
+
+@torch.no_grad()
+def _of_batch(model: UnknownAwareClassifier, photos: Tensor) -> Tensor:
+    return model.backbone_features(photos.to(model.device)).float().cpu()
 
 
 def _fingerprint(model: UnknownAwareClassifier) -> bytes:
