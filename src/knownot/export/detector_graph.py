@@ -57,16 +57,12 @@ class DetectorGraph(nn.Module):
             order of `names`; `ood_score` (B,), float32; `p_value` (B,), float64; `is_unknown`
             (B,), bool.
         """
-        boxes, labels, confidence, logits, features = self.detect(photo)
-        certain = (confidence >= box_threshold).nonzero().squeeze(1)
-        boxes, labels, confidence = boxes[certain], labels[certain], confidence[certain]
-        logits = logits[certain]
+        found = self.detect(photo)
+        certain = (found[2] >= box_threshold).nonzero().squeeze(1)
+        boxes, labels, confidence, logits, features = (c.index_select(0, certain) for c in found)
         # With a row of zeros at the end: the formulas branch on whether there is any row.
         by_name = self.model.row_scores(
-            *(
-                torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-                for rows in (logits, features[certain])
-            )
+            *(torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) for rows in (logits, features))
         )
         scores = torch.stack([by_name[name] for name in self.names], dim=1)[:-1]
         ood_score = scores.index_select(1, score.view(1)).squeeze(1)
@@ -74,7 +70,7 @@ class DetectorGraph(nn.Module):
         unknown = flagged(p_value, alpha)
         shown = without_repeats(boxes, confidence, unknown).nonzero().squeeze(1)
         columns = boxes, labels, confidence, logits, scores, ood_score, p_value, unknown
-        return tuple(column[shown] for column in columns)
+        return tuple(column.index_select(0, shown) for column in columns)
 
     def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Dim] | None, ...]]:
         """Inputs to trace it with, and which of their sizes are free."""

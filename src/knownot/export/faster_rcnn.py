@@ -50,7 +50,8 @@ class TraceableFasterRCNN(nn.Module):
         logits, deltas = self.model.roi_heads.box_predictor(features)
         boxes, labels, scores, rows = self._boxes(logits, deltas, proposals, size)
         ratio = (sides.float() / size.float()).flip(0).repeat(2)
-        return boxes * ratio, labels, scores, logits[rows], features[rows]
+        logits, features = logits.index_select(0, rows), features.index_select(0, rows)
+        return boxes * ratio, labels, scores, logits, features
 
     def _resized(self, photo: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
         """The photo resized, normalised, padded with zeros (1, 3, H', W'), and its size (2,) there."""
@@ -89,31 +90,27 @@ class TraceableFasterRCNN(nn.Module):
         grids = [values.shape[-2:] for values in levels]
         strides = [[_length(image, a) // _length(values, a) for a in (2, 3)] for values in levels]
         anchors = network.anchor_generator.grid_anchors(grids, strides)
-        boxes, scores = [], []
-        for objectness, deltas, anchor in zip(*network.head(levels), anchors, strict=True):
-            found, score = self._proposals_of_level(objectness, deltas, anchor, size)
-            boxes.append(found)
-            scores.append(score)
-        best = torch.cat(scores).argsort(descending=True)
-        return torch.cat(boxes)[best[: network.post_nms_top_n()]]
-
-    def _proposals_of_level(
-        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, size: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        network = self.model.rpn
-        scores = objectness.permute(0, 2, 3, 1).reshape(-1)
-        deltas = deltas.view(objectness.shape[1], 4, -1).permute(2, 0, 1).reshape(-1, 4)
         most = network.pre_nms_top_n()
-        # A small map has fewer than the most that are taken: the number must not depend on that.
-        filled = torch.cat([scores, scores.new_full((most,), -torch.inf)])
-        best, index = filled.topk(most)
-        index = index[best > -torch.inf]
-        boxes = _clipped(network.box_coder.decode_single(deltas[index], anchors[index]), size)
-        scores = scores[index].sigmoid()
-        kept = (_large(boxes, _LEAST_PROPOSAL) & (scores >= network.score_thresh)).nonzero()
-        boxes, scores = boxes[kept.squeeze(1)], scores[kept.squeeze(1)]
-        kept = nms(boxes, scores, network.nms_thresh)
-        return boxes[kept], scores[kept]
+        heads = zip(*network.head(levels), anchors, strict=True)
+        best = zip(*(_best(most, *of_level) for of_level in heads), strict=True)
+        logits, deltas, places = (torch.cat(parts) for parts in best)
+        boxes = _clipped(network.box_coder.decode_single(deltas, places), size)
+        scores = logits.sigmoid()
+        valid = (logits > -torch.inf) & _large(boxes, _LEAST_PROPOSAL)
+        # What is not valid comes last and so suppresses nothing that is; it is left out at the end.
+        scores = torch.where(valid & (scores >= network.score_thresh), scores, -1.0)
+        kept = torch.cat(
+            [
+                level * most + nms(*of_level, network.nms_thresh)
+                for level, of_level in enumerate(
+                    zip(boxes.split(most), scores.split(most), strict=True)
+                )
+            ]
+        )
+        boxes, scores = boxes.index_select(0, kept), scores.index_select(0, kept)
+        best = scores.argsort(descending=True)[: network.post_nms_top_n()]
+        valid = (scores.index_select(0, best) >= 0).nonzero().squeeze(1)
+        return boxes.index_select(0, best.index_select(0, valid))
 
     def _pooled(self, maps: dict[str, Tensor], proposals: Tensor) -> Tensor:
         """Pooled maps (P, C, S, S) of proposals (P, 4)."""
@@ -127,10 +124,10 @@ class TraceableFasterRCNN(nn.Module):
         levels = pool.map_levels([proposals])
         places = [(levels == level).nonzero().squeeze(1) for level in range(len(used))]
         parts = [
-            roi_align(values, rois[place], spatial_scale=scale, **align)
+            roi_align(values, rois.index_select(0, place), spatial_scale=scale, **align)
             for values, place, scale in zip(used, places, pool.scales, strict=True)
         ]
-        return torch.cat(parts)[torch.cat(places).argsort()]
+        return torch.cat(parts).index_select(0, torch.cat(places).argsort())
 
     def _boxes(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, size: Tensor
@@ -142,13 +139,15 @@ class TraceableFasterRCNN(nn.Module):
         boxes = _clipped(decoded[:, 1:].reshape(-1, 4), size)
         scores = logits.softmax(-1)[:, 1:].reshape(-1)
         kept = ((scores > heads.score_thresh) & _large(boxes, _LEAST_BOX)).nonzero().squeeze(1)
-        boxes, scores = boxes[kept], scores[kept]
+        boxes, scores = boxes.index_select(0, kept), scores.index_select(0, kept)
         labels, rows = kept % classes, kept // classes
         # Boxes of different classes are moved apart, so that none suppresses one of another class.
         apart = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).amax(0) + 1
         kept = nms(boxes + ((labels + 1) * apart).unsqueeze(1), scores, heads.nms_thresh)
         kept = kept[: heads.detections_per_img]
-        return boxes[kept], labels[kept], scores[kept], rows[kept]
+        found = (column.index_select(0, kept) for column in (boxes, labels, scores, rows))
+        boxes, labels, scores, rows = found
+        return boxes, labels, scores, rows
 
 
 class _Halving(nn.Module):
@@ -175,6 +174,18 @@ def _fix_padding(module: nn.Module) -> None:
             setattr(module, name, _Halving(child))
         else:
             _fix_padding(child)
+
+
+def _best(
+    most: int, objectness: Tensor, deltas: Tensor, anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a map's anchors the likeliest: logits (most,), -inf where it has fewer, deltas, anchors."""
+    logits = objectness.permute(0, 2, 3, 1).reshape(-1)
+    deltas = deltas.view(objectness.shape[1], 4, -1).permute(2, 0, 1).reshape(-1, 4)
+    # A small map has fewer than the most that are taken: the number must not depend on that.
+    best, index = torch.cat([logits, logits.new_full((most,), -torch.inf)]).topk(most)
+    index = torch.minimum(index, _length(logits, 0) - 1)
+    return best, deltas.index_select(0, index), anchors.index_select(0, index)
 
 
 def _length(values: Tensor, axis: int) -> Tensor:

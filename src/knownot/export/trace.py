@@ -25,11 +25,7 @@ def trace(graph: Traceable) -> ExportedProgram:
     assert isinstance(graph, nn.Module)
     inputs, free = graph.example()
     with torch.no_grad(), quiet():
-        program = torch.export.export(graph.eval(), inputs, dynamic_shapes=free, strict=False)
-        decomposed: ExportedProgram = program.run_decompositions(
-            {torch.ops.aten.cdist.default: _cdist}
-        )
-    return decomposed
+        return torch.export.export(graph.eval(), inputs, dynamic_shapes=free, strict=False)
 
 
 @contextmanager
@@ -44,8 +40,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _cdist(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
-    """`torch.cdist` in operations that ONNX has; the model asks for no other p."""
-    return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1).sqrt()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from knownot.data.cores import usable_cores
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError, ModelFileError
@@ -155,7 +156,7 @@ class OnnxDetector(ExportedDetector):
 
     Args:
         path: File to load; nothing in it is executed but ONNX operators.
-        threads: Threads of ONNX Runtime; all cores if not given.
+        threads: Cores that are used; all usable ones if not given.
 
     Raises:
         ModelFileError: If the file is missing, damaged, or holds no detector.
@@ -170,4 +171,6 @@ class OnnxDetector(ExportedDetector):
                 f"{opened.path}: holds a classifier, not a detector; open it with "
                 "knownot.runtime.open_onnx"
             )
-        super().__init__(metadata, start(opened, threads))
+        cores = threads or usable_cores()
+        sessions = start(opened, cores)
+        super().__init__(metadata, sessions.run, sessions.run_on_one_core, cores)
