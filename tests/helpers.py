@@ -126,7 +126,7 @@ def tiny_detector(architecture: str = "tf_mobilenetv3_small_minimal_100") -> Unk
     model = UnknownAwareDetector(regions, ["cup", "hat", "pen"]).eval()
     # Boxes that differ: of random weights all are alike.
     nn.init.normal_(regions.model.roi_heads.box_predictor.cls_score.weight, std=3.0)
-    photos = torch.randint(0, 256, (12, 3, 80, 96), dtype=torch.uint8)
+    photos = torch.randint(0, 256, (40, 3, 80, 96), dtype=torch.uint8)
     found = model(list(photos))
     boxes = {key: torch.cat([d[key] for d in found]) for key in ("boxes", "labels")}
     boxes |= {key: torch.cat([d[key] for d in found]) for key in ("logits", "features")}

@@ -14,6 +14,7 @@ from torch import nn
 from knownot.errors import ConfigError, DataError, ExportError
 from knownot.export.detector_graph import DetectorGraph
 from knownot.export.detector_parity import DetectorParity, check_detector_parity
+from knownot.export.export import export_model
 from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.export.parity import generated_photos
 from knownot.models.detector import UnknownAwareDetector
@@ -30,7 +31,14 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-PHOTOS = [noise(90, 70), noise(1, 1), noise(800, 20), noise(20, 800), noise(64, 64), noise(333, 500)]
+PHOTOS = [
+    noise(90, 70),
+    noise(1, 1),
+    noise(800, 20),
+    noise(20, 800),
+    noise(64, 64),
+    noise(333, 500),
+]
 
 
 def test_boxes_are_the_models_own(exported_detector: Pair) -> None:
@@ -123,7 +131,7 @@ def test_one_box_less_or_more_is_told(exported_detector: Pair) -> None:
     parity.compare_boxes("a", answer, fewer)
     parity.compare_boxes("b", fewer, answer)
     assert [text.split()[-1] for text in parity.differences] == ["missing", "new"]
-    with pytest.raises(ExportError, match="a: .* is missing; b: .* is new"):
+    with pytest.raises(ExportError, match=r"a: .* is missing; b: .* is new"):
         parity.refuse_differences()
 
 
@@ -148,8 +156,13 @@ class Elsewhere(RegionModel):
 
 
 def test_other_detectors_are_refused() -> None:
-    with pytest.raises(ConfigError, match="Faster R-CNN detectors can be exported.*Elsewhere"):
+    with pytest.raises(ConfigError, match=r"Faster R-CNN detectors can be exported.*Elsewhere"):
         DetectorGraph(UnknownAwareDetector(Elsewhere(), ["a", "b"]))
+
+
+def test_a_torch_program_of_a_detector_is_refused(exported_detector: Pair, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="as onnx only"):
+        export_model(exported_detector[0], tmp_path / "d.pt2", form="torch")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import knownot
-from knownot.errors import DataError, MissingExtraError
+from knownot.errors import ConfigError, DataError, MissingExtraError
 from knownot.export.calibration_summary import summarise
 from knownot.export.detector_graph import DetectorGraph
 from knownot.export.detector_parity import check_detector_parity
@@ -50,7 +50,7 @@ def export_model(
     Args:
         model: A calibrated classifier, or a Faster R-CNN detector.
         output: File to write, under a temporary name beside it until the comparison has passed.
-        form: "onnx", or "torch" for a `torch.export` program.
+        form: "onnx", or for a classifier "torch": a `torch.export` program.
         photos: Photo files for the comparison, beside generated ones.
         overwrite: Replace a file that exists.
         advance: Called with the number of photos compared.
@@ -59,7 +59,7 @@ def export_model(
         What the file says about itself, the comparison included.
 
     Raises:
-        ConfigError: If it is a detector of another kind.
+        ConfigError: If it is a detector of another kind, or to be a `torch.export` program.
         DataError: If `output` exists or cannot be written, no given photo can be read, or a
             detector found no box to compare.
         ExportError: If the answers differ.
@@ -68,6 +68,8 @@ def export_model(
     """
     output = Path(output)
     check_output(output, overwrite)
+    if form == "torch" and isinstance(model, UnknownAwareDetector):
+        raise ConfigError("format: a detector can be exported as onnx only, leave --format out")
     for package in _NEEDS[form]:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export", "the export")

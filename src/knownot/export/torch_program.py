@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from knownot.runtime.classifier import ExportedClassifier
-from knownot.runtime.detector import ExportedDetector
-from knownot.runtime.metadata import DetectorMetadata, ExportMetadata
+from knownot.runtime.metadata import ClassifierMetadata, ExportMetadata
 
 # The description's name among the file's extra files.
 DESCRIPTION = "knownot.json"
@@ -32,7 +31,7 @@ def program_writer(
     return write
 
 
-def load_program(path: Path) -> ExportedClassifier | ExportedDetector:
+def load_program(path: Path) -> ExportedClassifier:
     """Load a file of your own; `torch.export` may unpickle what a stranger's file holds.
 
     Raises:
@@ -41,12 +40,11 @@ def load_program(path: Path) -> ExportedClassifier | ExportedDetector:
     extra = {DESCRIPTION: ""}
     module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
     metadata = ExportMetadata.from_json(extra[DESCRIPTION])
+    assert isinstance(metadata, ClassifierMetadata)
 
     def run(feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         with torch.no_grad():
             inputs = (torch.from_numpy(feeds[name]) for name in metadata.inputs)
             return [out.numpy() for out in module(*inputs)]
 
-    if isinstance(metadata, DetectorMetadata):
-        return ExportedDetector(metadata, run)
     return ExportedClassifier(metadata, run)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+_TALKATIVE = ("torch.onnx", "onnx_ir")
+
 
 class Traceable(Protocol):
     """A module that knows with what it is traced."""
@@ -31,12 +33,13 @@ def trace(graph: Traceable) -> ExportedProgram:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the notes of the exporter, which speak to its developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in _TALKATIVE}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

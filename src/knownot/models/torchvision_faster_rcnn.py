@@ -17,6 +17,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops.poolers import initLevelMapper
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import pixel_statistics
@@ -238,12 +239,16 @@ def _fix_scales(model: FasterRCNN) -> None:
 
     A narrow one, mostly padding, would set them wrong for all that follow.
     """
-    training = model.training
-    model.eval()
-    side = 256
-    maps = model.backbone(torch.zeros(1, 3, side, side))
-    model.roi_heads.box_roi_pool(maps, [torch.zeros(1, 4)], [(side, side)])
+    side, training = 256, model.training
+    maps = model.eval().backbone(torch.zeros(1, 3, side, side))
     model.train(training)
+    pool = model.roi_heads.box_roi_pool
+    strides = [side // maps[name].shape[-1] for name in pool.featmap_names if name in maps]
+    pool.scales = [1 / stride for stride in strides]
+    first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
+    pool.map_levels = initLevelMapper(
+        first, last, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level
+    )
 
 
 def _on_timm(
