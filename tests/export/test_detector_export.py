@@ -92,8 +92,7 @@ def test_the_file_tells_what_it_holds(exported_detector: Pair) -> None:
     assert metadata.box_threshold == model.box_threshold
     assert (metadata.image_size, metadata.longest_side) == (64, 106)
     assert metadata.parity["answers"] > metadata.parity["photos"]
-    # Each photo is asked for with a threshold that no box reaches, too.
-    assert metadata.parity["without_boxes"] >= metadata.parity["photos"]
+    assert metadata.parity["without_boxes"] > 0
     assert metadata.calibration is not None
     assert len(metadata.calibration.sizes) == 3 * len(model.classes)
 
@@ -114,7 +113,7 @@ def test_a_change_of_the_model_is_told(exported_detector: Pair) -> None:
     shifted = tiny_detector()
     assert shifted.feature_scores is not None
     shifted.feature_scores.bank += 0.02
-    with pytest.raises(ExportError, match=r"differently in \d+ of \d+ cases.*knn"):
+    with pytest.raises(ExportError, match=r"differently in \d+ of \d+ cases.*combined"):
         check_detector_parity(shifted, exported)
     moved = tiny_detector()
     moved.regions.model.roi_heads.box_predictor.bbox_pred.bias.data += 0.05
@@ -166,31 +165,35 @@ def test_a_torch_program_of_a_detector_is_refused(exported_detector: Pair, tmp_p
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    [
-        "tf_efficientnet_lite0",
-        "fasterrcnn_resnet50_fpn",
-        "fasterrcnn_mobilenet_v3_large_fpn",
-    ],
+    "architecture", ["fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"]
 )
+@torch.no_grad()
 def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
     torch.manual_seed(0)
     settings = FasterRCNNSettings(architecture=architecture, image_size=64, feature_dim=16)
-    regions = FasterRCNNRegions(2, settings, weights="none").eval()
+    regions = FasterRCNNRegions(2, settings, weights="none")
     # Random weights find equal scores everywhere, and of equal ones any may come first.
-    for module in (regions.model.rpn.head, regions.model.roi_heads.box_predictor):
-        for layer in module.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.normal_(layer.weight, std=0.3)
-    photos = [torch.from_numpy(np.array(photo)) for photo in PHOTOS[:3]]
-    with torch.no_grad():
-        expected = [regions.detect([p.permute(2, 0, 1) / 255])[0] for p in photos]
-        graph = TraceableFasterRCNN(regions)
-        for photo, one in zip(photos, expected, strict=True):
-            found = dict(zip(("boxes", "labels", "scores", "logits"), graph(photo), strict=False))
-            for name, value in found.items():
-                torch.testing.assert_close(value, one[name], atol=1e-3, rtol=1e-3)
-            assert len(found["labels"]) > 0
+    for module in regions.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    regions.train().model.backbone(torch.rand(8, 3, 128, 128))
+    for head in (
+        regions.model.rpn.head.cls_logits,
+        regions.model.roi_heads.box_predictor.cls_score,
+    ):
+        nn.init.normal_(head.weight, std=0.03)
+    photos = [torch.from_numpy(np.array(photo)) for photo in PHOTOS[:5]]
+    expected = [regions.detect([photo.permute(2, 0, 1) / 255])[0] for photo in photos]
+    graph = TraceableFasterRCNN(regions)
+    for photo, one in zip(photos, expected, strict=True):
+        boxes, labels, scores, logits, features = graph(photo)
+        assert labels.tolist() == one["labels"].tolist()
+        torch.testing.assert_close(
+            boxes / max(photo.shape), one["boxes"] / max(photo.shape), atol=1e-4, rtol=0
+        )
+        for value, name in ((scores, "scores"), (logits, "logits"), (features, "features")):
+            torch.testing.assert_close(value, one[name], atol=1e-3, rtol=1e-3)
+    assert sum(len(one["labels"]) for one in expected) > 20
 
 
 def test_a_narrow_first_photo_changes_no_later_answer() -> None:

@@ -78,9 +78,9 @@ def check_detector_parity(
     parity = DetectorParity()
     for name, image in generated_photos(exported.metadata.image_size):
         _compare(model, exported, name, image, 0.0, parity)
-        # More than any box reaches, so that there is none.
-        _compare(model, exported, name, image, 1.0, parity)
         parity.photos += 1
+    # Hardly any box is as sure as that: an answer without boxes.
+    _compare(model, exported, name, image, 1.0, parity)
     generated = parity.max_difference
     parity.max_difference = 0.0
     for path in photos:

@@ -28,8 +28,8 @@ from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata
 
 FormatName = Literal["onnx", "torch"]
 ENDINGS: dict[FormatName, str] = {"onnx": ".onnx", "torch": ".pt2"}
-_WRITERS = {"onnx": onnx_writer, "torch": program_writer}
-_READERS = {"onnx": open_onnx, "torch": load_program}
+_WRITERS: dict[FormatName, Any] = {"onnx": onnx_writer, "torch": program_writer}
+_READERS: dict[FormatName, Any] = {"onnx": open_onnx, "torch": load_program}
 _NEEDS: dict[FormatName, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "torch": (),

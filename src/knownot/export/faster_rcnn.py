@@ -97,20 +97,17 @@ class TraceableFasterRCNN(nn.Module):
         boxes = _clipped(network.box_coder.decode_single(deltas, places), size)
         scores = logits.sigmoid()
         valid = (logits > -torch.inf) & _large(boxes, _LEAST_PROPOSAL)
+        valid = valid & (scores >= network.score_thresh)
         # What is not valid comes last and so suppresses nothing that is; it is left out at the end.
-        scores = torch.where(valid & (scores >= network.score_thresh), scores, -1.0)
+        scores = torch.where(valid, scores, -1.0)
+        by_level = [slice(first, first + most) for first in range(0, most * len(levels), most)]
         kept = torch.cat(
-            [
-                level * most + nms(*of_level, network.nms_thresh)
-                for level, of_level in enumerate(
-                    zip(boxes.split(most), scores.split(most), strict=True)
-                )
-            ]
+            [one.start + nms(boxes[one], scores[one], network.nms_thresh) for one in by_level]
         )
         boxes, scores = boxes.index_select(0, kept), scores.index_select(0, kept)
-        best = scores.argsort(descending=True)[: network.post_nms_top_n()]
-        valid = (scores.index_select(0, best) >= 0).nonzero().squeeze(1)
-        return boxes.index_select(0, best.index_select(0, valid))
+        order = scores.argsort(descending=True)[: network.post_nms_top_n()]
+        order = order.index_select(0, (scores.index_select(0, order) >= 0).nonzero().squeeze(1))
+        return boxes.index_select(0, order)
 
     def _pooled(self, maps: dict[str, Tensor], proposals: Tensor) -> Tensor:
         """Pooled maps (P, C, S, S) of proposals (P, 4)."""

@@ -66,10 +66,9 @@ def _with_defaults(proto: Any, metadata: ExportMetadata) -> bytes:
 
 def _cdist(a: Any, b: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
     """`torch.cdist`, which ONNX has not; the model asks for no other p."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
-    one, other = (
-        op.Unsqueeze(a, op.Constant(value_ints=[-2])),
-        op.Unsqueeze(b, op.Constant(value_ints=[-3])),
-    )
-    return op.ReduceL2(op.Sub(one, other), op.Constant(value_ints=[-1]), keepdims=0)
+    op: Any = opset20
+    before_last, before_that, last = (op.Constant(value_ints=[axis]) for axis in (-2, -3, -1))
+    difference = op.Sub(op.Unsqueeze(a, before_last), op.Unsqueeze(b, before_that))
+    return op.ReduceL2(difference, last, keepdims=0)

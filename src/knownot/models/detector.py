@@ -15,10 +15,10 @@ from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError
-from knownot.models.prediction import Detection, DetectionPrediction
+from knownot.models.prediction import UNKNOWN, Detection, DetectionPrediction
 from knownot.models.regions import Detections, RegionModel, Targets
 from knownot.models.shown_boxes import highest_unclaimed, unclaimed, without_repeats
-from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
+from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
 
 # COCO's borders between small, medium and large objects, square pixels.
 SIZE_BORDERS = (32.0**2, 96.0**2)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# The label of what is no known class.
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class Prediction:

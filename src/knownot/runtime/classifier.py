@@ -18,9 +18,8 @@ from knownot.data.spread import Workers, threads_for
 from knownot.data.square import centre_square, least_side
 from knownot.errors import ModelFileError
 from knownot.models.answers import answers_in_order
-from knownot.models.prediction import Prediction
+from knownot.models.prediction import UNKNOWN, Prediction
 from knownot.runtime.exported import (
-    UNKNOWN,
     ExportedModel,
     OpenedFile,
     Pixels,

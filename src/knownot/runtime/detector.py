@@ -14,9 +14,8 @@ from knownot.data.cores import usable_cores
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError, ModelFileError
-from knownot.models.prediction import Detection, DetectionPrediction
+from knownot.models.prediction import UNKNOWN, Detection, DetectionPrediction
 from knownot.runtime.exported import (
-    UNKNOWN,
     ExportedModel,
     OpenedFile,
     Pixels,

@@ -15,7 +15,6 @@ from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata, Expor
 from knownot.runtime.onnx_file import unsealed
 from knownot.runtime.sessions import Sessions
 
-UNKNOWN = "unknown"
 Pixels = NDArray[np.uint8]
 Run = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 Metadata = TypeVar("Metadata", bound=ExportMetadata)
