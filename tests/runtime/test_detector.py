@@ -124,4 +124,4 @@ def test_the_command_finds_boxes_without_torch(
     rows = json.loads(results.read_text())
     expected = list(model.predict_iter(photos[:2], box_threshold=0.0))
     assert len(rows) == sum(len(answer.boxes) for answer in expected) > 0
-    assert sorted(file.name for file in seen.iterdir()) == ["a.png", "b.png"]
+    assert sorted(file.name for file in seen.iterdir()) == ["a.jpg", "b.jpg"]
