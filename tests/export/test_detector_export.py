@@ -177,11 +177,8 @@ def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     regions.train().model.backbone(torch.rand(8, 3, 128, 128))
-    for head in (
-        regions.model.rpn.head.cls_logits,
-        regions.model.roi_heads.box_predictor.cls_score,
-    ):
-        nn.init.normal_(head.weight, std=0.03)
+    nn.init.normal_(regions.model.rpn.head.cls_logits.weight, std=0.03)
+    nn.init.normal_(regions.model.roi_heads.box_predictor.cls_score.weight, std=0.5)
     photos = [torch.from_numpy(np.array(photo)) for photo in PHOTOS[:5]]
     expected = [regions.detect([photo.permute(2, 0, 1) / 255])[0] for photo in photos]
     graph = TraceableFasterRCNN(regions)
@@ -191,7 +188,7 @@ def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
         apart = (boxes - one["boxes"]).abs() / max(photo.shape)
         assert (apart < 1e-4).all()
         for value, name in ((scores, "scores"), (logits, "logits"), (features, "features")):
-            torch.testing.assert_close(value, one[name], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(value, one[name], atol=5e-3, rtol=1e-3)
     assert sum(len(one["labels"]) for one in expected) > 20
 
 
