@@ -125,7 +125,7 @@ def tiny_detector(architecture: str = "tf_mobilenetv3_small_minimal_100") -> Unk
     regions = FasterRCNNRegions(3, settings, weights="none")
     model = UnknownAwareDetector(regions, ["cup", "hat", "pen"]).eval()
     # Boxes that differ: of random weights all are alike.
-    nn.init.normal_(regions.model.roi_heads.box_predictor.cls_score.weight, std=3.0)
+    nn.init.normal_(regions.model.roi_heads.box_predictor.cls_score.weight, std=1.5)
     photos = torch.randint(0, 256, (40, 3, 80, 96), dtype=torch.uint8)
     found = model(list(photos))
     boxes = {key: torch.cat([d[key] for d in found]) for key in ("boxes", "labels")}

@@ -206,6 +206,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
                     photos,
                     self._pixels,
                     lambda pixels: self._answer(torch.stack(pixels), alpha, score),
+                    Prediction.failed,
                     size,
                     workers,
                 )

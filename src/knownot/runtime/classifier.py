@@ -90,6 +90,7 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
                 photos,
                 self._square,
                 lambda squares: self._answer(np.stack(squares), True, settings, run),
+                Prediction.failed,
                 size,
                 Workers(count, pool if count > 1 else None),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,12 +14,15 @@ from PIL import Image
 from knownot.data.cores import usable_cores
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
-from knownot.errors import ConfigError, DataError, ModelFileError
+from knownot.data.spread import Workers, threads_for
+from knownot.errors import ConfigError, ModelFileError
+from knownot.models.answers import answers_in_order
 from knownot.models.prediction import UNKNOWN, Detection, DetectionPrediction
 from knownot.runtime.exported import (
     ExportedModel,
     OpenedFile,
     Pixels,
+    Run,
     open_file,
     start,
 )
@@ -34,6 +38,8 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
     Args:
         metadata: What the file says about itself.
         run: Maps arrays by name of input to the list of outputs, in order.
+        run_on_one_core: The same on one core, for photos side by side; by default `run`.
+        cores: Photos side by side.
 
     Attributes:
         metadata: Classes, threshold, versions, and what the comparison with torch measured.
@@ -63,7 +69,6 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
         """Answers for photos, as `UnknownAwareDetector.predict` gives them.
 
         Raises:
-            DataError: If an object is no photo.
             ConfigError: If there is no such score, alpha is out of range, or proposals are asked
                 for: an exported detector has none.
         """
@@ -86,16 +91,17 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
                 "proposals: an exported detector has none; predict with the model folder for them"
             )
         settings = self._box_settings(alpha, score, box_threshold)
-        for photo in photos:
-            path = str(photo) if isinstance(photo, (str, Path)) else None
-            try:
-                pixels = self.prepare(open_photo(photo) if path is not None else to_pil(photo))
-            except DataError as error:
-                if path is None:
-                    raise
-                yield DetectionPrediction([], 0, 0, path, str(error))
-                continue
-            yield self._answer(pixels, settings, path)
+        count = threads_for(len(photos), self.batch_size, self._cores)
+        run = self._run if count == 1 else self._run_on_one_core
+        with ThreadPoolExecutor(count, thread_name_prefix="photo") as pool:
+            yield from answers_in_order(
+                photos,
+                self._pixels,
+                lambda pixels: [self._answer(one, settings, run) for one in pixels],
+                DetectionPrediction.failed,
+                self.batch_size,
+                Workers(count, pool if count > 1 else None),
+            )
 
     def prepare(self, image: Image.Image) -> Pixels:
         """The pixels (H, W, 3), uint8, of an RGB photo; the graph resizes them."""
@@ -115,7 +121,10 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
             ConfigError: If there is no such score, or a setting is out of range.
         """
         settings = self._box_settings(alpha, score, box_threshold)
-        return [self._answer(pixels, settings, None) for pixels in photos]
+        return [self._answer(pixels, settings) for pixels in photos]
+
+    def _pixels(self, photo: Any) -> Pixels:
+        return self.prepare(open_photo(photo) if isinstance(photo, (str, Path)) else to_pil(photo))
 
     def _box_settings(
         self, alpha: float | None, score: str | None, box_threshold: float | None
@@ -126,9 +135,9 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
         return {**self._settings(alpha, score), "box_threshold": np.array(least, np.float32)}
 
     def _answer(
-        self, pixels: Pixels, settings: dict[str, NDArray[Any]], path: str | None
+        self, pixels: Pixels, settings: dict[str, NDArray[Any]], run: Run | None = None
     ) -> DetectionPrediction:
-        found = self._outputs({"photo": pixels, **settings})
+        found = self._outputs({"photo": pixels, **settings}, run)
         names = ("boxes", "class_index", "confidence", "scores", "ood_score", "p_value")
         columns = (found[name].tolist() for name in (*names, "is_unknown"))
         boxes = [
@@ -147,7 +156,7 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
             )
         ]
         height, width = pixels.shape[:2]
-        return DetectionPrediction(boxes, width, height, path)
+        return DetectionPrediction(boxes, width, height)
 
 
 class OnnxDetector(ExportedDetector):
