@@ -4,7 +4,7 @@
 
 Two photos of known classes that no training saw, and four of `ood_coco`; two boxes are mistakes, the
 saucer and the cat. Licences: raccoons MIT (datitran/raccoon_dataset); the others CC BY 2.0, photos
-3573516590, 8033724167, 8400337115 and 8250132140 of flickr.com.
+3573516590, 8033724167, 5258978143 and 8250132140 of flickr.com.
 Writes `docs/images/detections.jpg`.
 """
 

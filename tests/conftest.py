@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Several test processes with several threads each wait for one another: before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 
@@ -25,7 +29,28 @@ def _shared_photos() -> Path | None:
     return beside if beside.is_dir() else None
 
 
+def _uses_the_detector(file: str | Path) -> bool:
+    return "detector_folder" in Path(file).read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes (`-n`) one runs a file's tests, and one all that use the detector."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "detector" if _uses_the_detector(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes longest begins first.
+    last = {path: not _uses_the_detector(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: last[item.path])
     photos = _shared_photos()
     if photos is not None and (photos / "cats_dogs").is_dir():
         return

@@ -14,7 +14,7 @@ import knownot
 PACKAGE = Path(knownot.__file__).parent
 # A layer may import itself and those before it.
 LAYERS = ["errors", "core", "data", "models", "runtime", "evaluation", "training", "export"]
-LAYERS += ["benchmark", "demo", "serve", "cli", "__main__"]
+LAYERS += ["scale", "benchmark", "demo", "serve", "cli", "__main__"]
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -37,6 +37,11 @@ def test_the_runtime_knows_no_torch() -> None:
 def test_the_service_and_its_model_know_no_torch() -> None:
     heavy = {"torch", "torchvision", "timm", "lightning", "sklearn", "onnx"}
     assert not loaded_after("import knownot.serve.server, onnxruntime") & heavy
+
+
+def test_the_workers_of_a_job_know_no_torch() -> None:
+    heavy = {"torch", "torchvision", "timm", "lightning", "sklearn", "onnx"}
+    assert not loaded_after("import knownot.scale.score, knownot.scale.worker") & heavy
 
 
 def test_the_core_knows_torch_alone() -> None:

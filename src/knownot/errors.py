@@ -8,6 +8,7 @@
     ├── ModelFileError   a model folder is incomplete, damaged or not to be trusted
     ├── ExportError      an exported model does not give the answers of the model it came from
     ├── TrainingError    training cannot go on (for example a loss that is not finite)
+    ├── ScoringError     a job on many photos cannot go on (for example workers that die again)
     └── MissingExtraError  an optional dependency is needed; names the pip command
 
 Functions of `knownot.core` raise plain `ValueError` for arguments out of range.
@@ -44,6 +45,10 @@ class ExportError(KnownotError):
 
 class TrainingError(KnownotError):
     """Training cannot go on."""
+
+
+class ScoringError(KnownotError):
+    """A job on many photos cannot go on."""
 
 
 class MissingExtraError(KnownotError):

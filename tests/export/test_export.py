@@ -40,14 +40,15 @@ def test_answers_are_the_models_own(pair: tuple[UnknownAwareClassifier, Path]) -
     for options in ({}, {"score": "knn"}, {"alpha": 0.3}, {"score": "energy", "batch_size": 3}):
         expected, found = model.predict(PHOTOS, **options), exported.predict(PHOTOS, **options)
         for one, other in zip(expected, found, strict=True):
-            assert (one.label, one.is_unknown, one.nearest_class, one.p_value) == (
+            assert (one.label, one.is_unknown, one.nearest_class) == (
                 other.label,
                 other.is_unknown,
                 other.nearest_class,
-                other.p_value,
             )
-            # Features of this small network have collapsed, and distances magnify their last digits;
-            # real photos below are held to 1e-4.
+            # Features of this small network have collapsed, and distances magnify their last digits,
+            # by which two of 60 calibration photos may change places; real photos below are held to
+            # 1e-4.
+            assert other.p_value == pytest.approx(one.p_value, abs=1.5 / 61)
             assert other.ood_score == pytest.approx(one.ood_score, abs=3e-4, rel=3e-4)
             assert other.confidence == pytest.approx(one.confidence, abs=1e-5)
             assert other.scores == pytest.approx(one.scores, abs=3e-4, rel=3e-4)

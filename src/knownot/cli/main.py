@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from knownot import __version__
-from knownot.cli import benchmark, demo, evaluate, export, info, predict, serve, train
+from knownot.cli import benchmark, demo, evaluate, export, info, predict, score, serve, train
 from knownot.cli.allocator import keep_freed_memory
 from knownot.errors import KnownotError
 
@@ -34,6 +34,7 @@ app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)
 app.command()(serve.serve)
+app.command()(score.score)
 app.command()(benchmark.benchmark)
 app.command()(info.info)
 

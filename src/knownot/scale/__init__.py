@@ -1,0 +1,1 @@
+"""Many photos: an exported classifier on Ray Data, one parquet row a photo."""

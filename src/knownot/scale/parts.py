@@ -1,0 +1,133 @@
+"""What a job has done so far: a folder with its model and the rows of each finished part.
+
+    scores.parquet.parts/
+      job.json     model, photos and settings, which must be the same to continue
+      model.onnx   the exported model
+      00000000.parquet, ...  the rows of each part that is done
+
+A part is there whole or not at all and has one name, so whoever writes it, and however often, no row
+is lost and none doubled. All are joined to one file at the end, in the order of the photos.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from knownot.data.kept_files import write_whole
+from knownot.errors import ScoringError
+
+ROWS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("ood_score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("is_unknown", pa.bool_()),
+        ("error", pa.string()),
+    ]
+)
+_PARTS_JOINED_AT_ONCE = 64
+
+
+class Parts:
+    """The parts of a job.
+
+    Args:
+        output: Parquet file that they become; their folder stands beside it.
+        photos: Paths and URIs, in order.
+        size: Photos in a part.
+
+    Attributes:
+        folder: Where they are kept.
+        model: The exported model in it.
+    """
+
+    def __init__(self, output: Path, photos: list[str], size: int) -> None:
+        self.output = output
+        self.folder = output.with_name(output.name + ".parts")
+        self.model = self.folder / "model.onnx"
+        self._photos = photos
+        self._size = size
+        self._description = self.folder / "job.json"
+
+    def __len__(self) -> int:
+        return -(-len(self._photos) // self._size)
+
+    def photos(self, number: int) -> list[str]:
+        """Photos of a part."""
+        return self._photos[number * self._size : (number + 1) * self._size]
+
+    def begun(self, job: dict[str, Any]) -> bool:
+        """Whether an earlier run has begun the same job.
+
+        Raises:
+            ScoringError: If it has begun another one.
+        """
+        if not self._description.exists():
+            return False
+        try:
+            earlier = dict(json.loads(self._description.read_bytes()))
+        except ValueError:  # after a power cut
+            earlier = {}
+        if differing := [name for name in job if earlier.get(name) != job[name]]:
+            raise ScoringError(
+                f"{self.folder}: begun with other {', '.join(differing)}; continue with the same, "
+                "remove the folder, or choose another name with -o"
+            )
+        return True
+
+    def begin(self, job: dict[str, Any], model: Path) -> None:
+        """Make the folder, with a copy of the exported model."""
+        write_whole(self.model, lambda file: shutil.copyfile(model, file))
+        write_whole(self._description, lambda file: file.write_text(json.dumps(job, indent=1)))
+
+    def missing(self) -> list[int]:
+        """Parts that are not done."""
+        return [number for number in range(len(self)) if not self._is_done(number)]
+
+    def write(self, number: int, rows: pa.Table) -> None:
+        """Keep the rows of a part.
+
+        Raises:
+            DataError: If they cannot be written.
+        """
+        write_whole(self._file(number), lambda file: pq.write_table(rows, file))
+
+    def join(self) -> tuple[int, int]:
+        """Write the output from all parts, in order, and remove the folder.
+
+        Returns:
+            How many photos are unknown, and how many have an error.
+        """
+        unknown = errors = 0
+
+        def write(file: Path) -> None:
+            nonlocal unknown, errors
+            with pq.ParquetWriter(file, ROWS) as writer:
+                for start in range(0, len(self), _PARTS_JOINED_AT_ONCE):
+                    numbers = range(start, min(start + _PARTS_JOINED_AT_ONCE, len(self)))
+                    read = [pq.read_table(self._file(n), schema=ROWS) for n in numbers]
+                    rows = pa.concat_tables(read)
+                    writer.write_table(rows)
+                    unknown += rows["is_unknown"].to_pylist().count(True)
+                    errors += len(rows) - rows["error"].null_count
+
+        write_whole(self.output, write)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return unknown, errors
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:08}.parquet"
+
+    def _is_done(self, number: int) -> bool:
+        try:  # after a power cut a file may be there, and empty
+            rows: int = pq.read_metadata(self._file(number)).num_rows
+        except (OSError, pa.ArrowException):
+            return False
+        return rows == len(self.photos(number))

@@ -1,0 +1,180 @@
+"""Jobs on real Ray: their rows, and what does not disturb them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from knownot.errors import MissingExtraError, ScoringError
+from knownot.runtime import OnnxClassifier
+from knownot.scale.score import require_ray, score_photos
+from tests.cli.conftest import Run, knownot_command  # noqa: F401
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
+
+COLUMNS = ["path", "label", "ood_score", "p_value", "is_unknown", "error"]
+pytestmark = pytest.mark.usefixtures("ray_running")
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(output).to_pylist()
+
+
+def at_first_part(act: Callable[[], None]) -> Callable[[int], None]:
+    """Progress that calls `act` once, when the first part of this run is done."""
+    acted = []
+
+    def progress(done: int) -> None:
+        if done and not acted:
+            acted.append(done)
+            act()
+
+    return progress
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Names of 24 photos, known and unknown."""
+    folder = tmp_path / "photos"
+    for name, colour in {**COLOURS, "blue": UNKNOWN_COLOUR}.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            noisy(colour, 50 + i).save(folder / name / f"{i}.png")
+    return sorted(map(str, folder.rglob("*.png")))
+
+
+class HeldPhoto:
+    """A photo that nobody finishes reading until it is let go: a pipe in its place."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        os.rename(path, path + ".real")
+        os.mkfifo(path)
+
+    def wait_for_reader(self) -> None:
+        """Return when a worker is reading it."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError):  # there is no reader yet
+                self.writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+                return
+            time.sleep(0.01)
+        raise AssertionError("no worker read the photo")
+
+    def put_back(self) -> None:
+        """From now on it is the photo; who reads the pipe still waits."""
+        os.replace(self.path + ".real", self.path)
+
+    def let_go(self) -> None:
+        """Who reads the pipe, if somebody lives, finds it empty."""
+        os.close(self.writer)
+
+
+def test_rows_are_the_answers_of_the_model(
+    exported_file: Path,
+    photos: list[str],
+    tmp_path: Path,
+    knownot_command: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # workers have another folder
+    Path("photos/red/cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    Path("photos/red/empty.png").write_bytes(b"")
+    done = knownot_command("score", exported_file, "photos/**/*", "-o", "s.parquet", "--alpha", 0.2)
+    assert done.code == 0, done.err
+    assert "26 photos" in done.out
+    assert "not readable 2 photos" in done.err
+    rows = rows_of(Path("s.parquet"))
+    names = sorted(str(path) for path in Path("photos").rglob("*.*"))
+    expected = OnnxClassifier(exported_file).predict(names, alpha=0.2)
+    for row, answer in zip(rows, expected, strict=True):
+        known = {name: getattr(answer, name) for name in COLUMNS}
+        failed = dict.fromkeys(COLUMNS) | {"path": answer.path, "error": answer.error}
+        assert row == (failed if answer.error else known)
+    assert [row["path"] for row in rows if row["error"]] == names[-2:]
+    assert {row["label"] for row in rows} == {"red", "green", "unknown", None}
+    assert {path.name for path in Path().iterdir()} == {"photos", "s.parquet"}
+
+
+def test_a_killed_worker_costs_no_row_and_doubles_none(
+    exported_file: Path, photos: list[str], tmp_path: Path
+) -> None:
+    held = HeldPhoto(photos[10])
+    killed = []
+
+    def kill() -> None:
+        held.wait_for_reader()
+        held.put_back()
+        below = psutil.Process().children(recursive=True)
+        killed.extend(child for child in below if "MapWorker" in "".join(child.cmdline()))
+        for worker in killed:
+            worker.kill()
+        held.let_go()
+
+    output = tmp_path / "scores.parquet"
+    summary = score_photos(
+        exported_file, photos, output, workers=2, part_size=4, progress=at_first_part(kill)
+    )
+    assert killed
+    assert [row["path"] for row in rows_of(output)] == photos
+    assert (summary.photos, summary.errors) == (24, 0)
+
+
+def test_an_interrupted_job_continues(
+    exported_file: Path, photos: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.parquet"
+    job: dict[str, Any] = {"model": exported_file, "output": output, "part_size": 6, "workers": 1}
+    ctrl_c = at_first_part(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        score_photos(photos=photos, progress=ctrl_c, **job)
+    assert not output.exists()
+    with pytest.raises(ScoringError, match="begun with other photos; continue with the same"):
+        score_photos(photos=photos[1:], **job)
+    with pytest.raises(ScoringError, match="begun with other alpha"):
+        score_photos(photos=photos, alpha=0.5, **job)
+    (part,) = Path(f"{output}.parts").glob("0*.parquet")
+    kept = rows_of(part)
+    # What is done is not done again: this photo is not there any more.
+    Path(kept[0]["path"]).unlink()
+    summary = score_photos(photos=photos, **job)
+    assert (summary.photos, summary.continued, summary.errors) == (24, 6, 0)
+    assert [row["path"] for row in rows_of(output)] == photos
+
+
+def test_mistakes_are_explained_and_leave_nothing(
+    exported_file: Path,
+    photos: list[str],
+    tmp_path: Path,
+    knownot_command: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.parquet").write_bytes(b"something")
+    for arguments, reason in (
+        (["nowhere/*.jpg"], "nowhere/*.jpg: no such file or folder, and no photo matches it"),
+        (["photos", "-o", "scores.csv"], "expected the name of a file that ends in .parquet"),
+        (["photos", "-o", "old.parquet"], "old.parquet: is there already; remove it, or choose"),
+        (["photos", "--score", "none"], "score: expected one of"),
+    ):
+        done = knownot_command("score", exported_file, *arguments)
+        assert (done.code, reason in done.err) == (1, True), done.err
+    done = knownot_command("score", "missing.onnx", "photos")
+    assert (done.code, "missing.onnx: no such file" in done.err) == (1, True), done.err
+    assert {path.name for path in Path().iterdir()} == {"photos", "old.parquet"}
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'knownot\[ray\]'"):
+        require_ray()

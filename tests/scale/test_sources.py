@@ -1,0 +1,51 @@
+"""Which photos a job has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from knownot.errors import DataError, ScoringError
+from knownot.scale.sources import list_photos, open_listed
+from tests.helpers import COLOURS, colour_folder
+
+fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'knownot[ray]'")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`[a]/red/0000.png` and so on; and what is no photo."""
+    root = colour_folder(tmp_path / "[a]", 2)
+    (root / "red" / "notes.txt").write_text("no photo")
+    (root / "red" / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def test_folders_files_and_globs_name_photos_in_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    names = [f"{colour}/000{i}.png" for colour in sorted(COLOURS) for i in range(2)]
+    assert list_photos("**/*.png") == list_photos("*/*") == names
+    assert list_photos(str(folder)) == [f"{folder}/{name}" for name in names]
+    assert list_photos("red/notes.txt") == ["red/notes.txt"]  # asked for by name
+    with pytest.raises(DataError, match=r"blue/\*: no such file or folder, and no photo matches"):
+        list_photos("blue/*")
+
+
+def test_a_store_has_the_same_photos(folder: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for path in folder.rglob("*.*"):
+        store.pipe(f"/bucket/{path.relative_to(folder)}", path.read_bytes())
+    found = list_photos("memory://bucket/**/*.png")
+    assert found == list_photos("memory://bucket")
+    assert found == [
+        f"memory:///bucket/{Path(p).relative_to(folder)}" for p in list_photos(str(folder))
+    ]
+    local = folder / "green" / "0000.png"
+    assert open_listed(found[0], "/", 16).tobytes() == open_listed(str(local), "/", 16).tobytes()
+    with pytest.raises(DataError, match=r"memory://bucket/none.png: no such file"):
+        open_listed("memory://bucket/none.png", "/", 16)
+    with pytest.raises(ScoringError, match=r"nostore://bucket: cannot be listed \(Protocol not kn"):
+        list_photos("nostore://bucket")
