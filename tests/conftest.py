@@ -30,7 +30,8 @@ def _shared_photos() -> Path | None:
 
 
 def _uses_the_detector(file: str | Path) -> bool:
-    return "detector_folder" in Path(file).read_text(encoding="utf-8")
+    text = Path(file).read_text(encoding="utf-8")
+    return "detector_folder" in text or "exported_detector" in text
 
 
 @pytest.hookimpl(optionalhook=True)

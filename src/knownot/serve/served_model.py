@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from knownot.runtime import OnnxClassifier, OnnxDetector
+from knownot.runtime.exported import Pixels
+from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata
 from knownot.serve.schemas import Box, HistogramInfo, NearestClass, PhotoAnswer
 
 _NEAREST = 5
@@ -53,17 +55,18 @@ class ServedModel(Generic[_Model]):
     together: ClassVar[bool]
 
     def __init__(self, model: _Model) -> None:
-        self._model = model
-        self.metadata = model.metadata
+        self._model: _Model = model
+        self.metadata: ClassifierMetadata | DetectorMetadata = model.metadata
         self.defaults = Settings(model.default_score, model.alpha)
         self.scores = model.metadata.scores
         self.least_side: int | None = model.least_side
 
-    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare(self, image: Image.Image) -> Pixels:
         """What is kept of a photo until its turn comes; takes time, so call it in a thread."""
-        return self._model.prepare(image)
+        pixels: Pixels = self._model.prepare(image)
+        return pixels
 
-    def answer(self, photos: list[NDArray[np.uint8]], settings: Settings) -> list[PhotoAnswer]:
+    def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
         """Answers for prepared photos, without names."""
         raise NotImplementedError  # abstract
 
@@ -87,7 +90,7 @@ class ServedClassifier(ServedModel[OnnxClassifier]):
     judged = "photos"
     together = True
 
-    def answer(self, photos: list[NDArray[np.uint8]], settings: Settings) -> list[PhotoAnswer]:
+    def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
         """Answers for prepared photos, without names."""
         squares = np.stack(photos)
         predictions, logits = self._model.answer_prepared(
@@ -122,7 +125,7 @@ class ServedDetector(ServedModel[OnnxDetector]):
     judged = "boxes"
     together = False
 
-    def answer(self, photos: list[NDArray[np.uint8]], settings: Settings) -> list[PhotoAnswer]:
+    def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
         """Answers for prepared photos, without names."""
         predictions = self._model.answer_prepared(
             photos, alpha=settings.alpha, score=settings.score
