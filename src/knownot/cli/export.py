@@ -32,7 +32,9 @@ def export(
     photos: Annotated[
         list[str] | None,
         typer.Option(
-            "--photos", help="Files, folders or globs to compare on, beside generated photos."
+            "--photos",
+            help="Files, folders or globs to compare on, beside generated photos. (default: of a "
+            "detector 16 of its validation photos)",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
@@ -46,18 +48,22 @@ def export(
     [bold]knownot export detector/ -o detector.onnx --photos test/[/]
 
     Model and file answer for the same photos; if a label, a score or a box differs, nothing is
-    written. A detector should be given photos with objects: generated ones hold hardly any.
+    written. A detector needs photos with objects, as generated ones hold hardly any: yours, or those
+    that it was validated on, where they still are.
     """
     from dataclasses import asdict
 
     from knownot.cli.photo_arguments import expand
     from knownot.export.export import ENDINGS, check_output, export_model
+    from knownot.export.validation_photos import validation_photos
     from knownot.models.model_folder import load
 
     output = output or Path(model.resolve().name + ENDINGS[form.value])
     check_output(output, overwrite)
-    paths = expand(photos or [])
     loaded = load(model)
+    paths = expand(photos or [])
+    if not paths and loaded.task == "detect":
+        paths = validation_photos(model)
     with photo_progress(json_output) as begin:
         metadata = export_model(
             loaded,
