@@ -11,16 +11,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from knownot.data.detection_folder import read_detection_splits
 from knownot.errors import ConfigError, DataError, ExportError
 from knownot.export.detector_graph import DetectorGraph
 from knownot.export.detector_parity import DetectorParity, check_detector_parity
 from knownot.export.export import export_model
 from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.export.parity import generated_photos
+from knownot.export.validation_photos import validation_photos
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import RegionModel
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.runtime import OnnxDetector
+from knownot.training.config import DetectionConfig
 from tests.helpers import tiny_detector
 
 Pair = tuple[UnknownAwareDetector, Path]
@@ -190,6 +193,17 @@ def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
         for value, name in ((scores, "scores"), (logits, "logits"), (features, "features")):
             torch.testing.assert_close(value, one[name], atol=5e-3, rtol=1e-3)
     assert sum(len(one["labels"]) for one in expected) > 20
+
+
+def test_photos_of_validation_are_found(scenes: Path, tmp_path: Path) -> None:
+    assert validation_photos(tmp_path) == []
+    (tmp_path / "training").mkdir()
+    config = DetectionConfig(data=scenes, output=tmp_path)
+    (tmp_path / "training" / "config.yaml").write_text(config.to_yaml())
+    photos = validation_photos(tmp_path)
+    known = read_detection_splits(scenes, config.val_fraction, config.seed).val.paths
+    assert 10 < len(photos) <= 16
+    assert set(photos) <= set(known)
 
 
 def test_a_narrow_first_photo_changes_no_later_answer() -> None:
