@@ -25,7 +25,6 @@ def onnx_writer(
             input_names=metadata.inputs,
             output_names=metadata.outputs,
             custom_translation_table={torch.ops.aten.cdist.default: _cdist},
-            optimize=False,  # ONNX Runtime does it better, and in a tenth of the time
             verbose=False,
         )
     assert onnx_program is not None
