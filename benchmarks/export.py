@@ -82,7 +82,8 @@ def main() -> None:
     print(f"| photos compared, by `predict` on files | {gaps['photos']} |")
     if detect:
         print(f"| boxes, in photos that show any | {gaps['boxes']}, {gaps['with_boxes']} |")
-        print(f"| largest difference of a corner, of the side | {gaps['max_box_difference']:.1e} |")
+        gap = gaps["max_box_difference"]
+        print(f"| largest difference of a corner, as a share of the longer side | {gap:.1e} |")
     print(
         f"| photos with the same labels and flags | {100 * gaps['same'] / gaps['photos']:.1f} % |"
     )

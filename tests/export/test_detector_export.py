@@ -63,7 +63,8 @@ def test_boxes_are_the_models_own(exported_detector: Pair) -> None:
                 )
                 assert other.box == pytest.approx(one.box, abs=1e-4 * max(photo.size))
                 assert other.confidence == pytest.approx(one.confidence, abs=1e-5)
-                assert other.ood_score == pytest.approx(one.ood_score, abs=1e-4, rel=1e-4)
+                # Of random weights, with steps of few calibration boxes: steeper than any trained one.
+                assert other.ood_score == pytest.approx(one.ood_score, abs=1e-3, rel=1e-3)
                 assert other.scores == pytest.approx(one.scores, abs=1e-3, rel=1e-3)
                 unknown.add(one.is_unknown)
         # An unknown object is shown once, by its most certain box.
