@@ -25,7 +25,7 @@ from knownot.training.config import DetectionConfig, TrainConfig
 from tests.cli.conftest import Run
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "export", "serve", "benchmark", "info")
+COMMANDS = ("demo", "train", "evaluate", "predict", "export", "serve", "score", "benchmark", "info")
 # Real ImageNet weights from the package index at a size that takes a second.
 SMALL = ("--image-size", "32", "--epochs", "40", "--batch-size", "16", "--device", "cpu")
 

@@ -1,4 +1,4 @@
-"""Two processes against one with the joint batch: moments, outliers, loss and gradients."""
+"""Two processes against one with the joint batch: moments, outliers, loss, gradients; sharded too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from knownot.core.ranks import gather_rows
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
@@ -48,9 +51,11 @@ def build(gaussians: str) -> tuple[nn.Linear, nn.Linear, VirtualOutlierLoss]:
     return backbone, head, vos
 
 
-def run(parts_of: list[int], gaussians: str) -> dict[str, list[Tensor]]:
+def run(parts_of: list[int], gaussians: str, shard: bool = False) -> dict[str, list[Tensor]]:
     """Losses, gradients and moments of all steps, with the batches of some ranks joined."""
     backbone, head, vos = build(gaussians)
+    if shard:
+        fully_shard(backbone, mesh=init_device_mesh("cpu", (2,)))
     modules = nn.ModuleList([backbone, head, vos])
     seen: dict[str, list[Tensor]] = {name: [] for name in ("loss", "grad", "means", "covariance")}
     for step in range(STEPS):
@@ -62,6 +67,7 @@ def run(parts_of: list[int], gaussians: str) -> dict[str, list[Tensor]]:
         (loss + 0 * features.sum() + 0 * head(features).sum()).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in modules.parameters()]
         seen["loss"].append(loss.detach())
+        grads = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
         seen["grad"].append(torch.cat([g.flatten() for g in grads]))
         seen["means"].append(vos.gaussians.means.clone())
         seen["covariance"].append(vos.gaussians.covariance())
@@ -79,11 +85,11 @@ def of_one_rank(rank: int, folder: Path, gaussians: str) -> None:
 
 
 def _as_rank(rank: int, folder: Path, gaussians: str) -> None:
-    seen = run([rank], gaussians)
-    for values in (seen["loss"], seen["grad"]):
-        for value in values:  # what DistributedDataParallel does with gradients
-            dist.all_reduce(value)
-            value /= 2
+    seen, sharded = run([rank], gaussians), run([rank], gaussians, shard=True)
+    for value in (part for s in (seen, sharded) for part in s["loss"] + s["grad"]):
+        dist.all_reduce(value)  # what DistributedDataParallel does with gradients
+        value /= 2
+    seen |= {f"sharded {name}": values for name, values in sharded.items()}
     _, _, drawn = build(gaussians)
     drawn.generator = None  # the ranks have to agree on a seed
     torch.manual_seed(rank)
@@ -109,12 +115,12 @@ def test_two_ranks_are_as_one_process_with_the_joint_batch(gaussians: str, tmp_p
     one = run([0, 1], gaussians)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for seen in ranks:
-        for name, expected in one.items():
+        for name, expected in (one | {f"sharded {name}": v for name, v in one.items()}).items():
             for step, value in enumerate(expected):
                 torch.testing.assert_close(
                     seen[name][step], value, rtol=1e-6, atol=1e-6, msg=f"{name} of step {step}"
                 )
-    for name in ("means", "covariance", "outliers", "agreed"):
+    for name in ("means", "covariance", "outliers", "agreed", "sharded outliers"):
         for first, second in zip(ranks[0][name], ranks[1][name], strict=True):
             assert torch.equal(first, second), name
 

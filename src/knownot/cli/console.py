@@ -55,7 +55,7 @@ def photo_progress(
         TimeRemainingColumn,
     )
 
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -66,13 +66,18 @@ def photo_progress(
         disable=quiet,
         # It would take results that go to a file to standard error, too.
         redirect_stdout=sys.stdout.isatty(),
-    ) as progress:
+    )
 
-        def begin(name: str, total: int | None) -> Callable[[int], None]:
-            task = progress.add_task(name, total=total)
-            return lambda done: progress.advance(task, done)
+    def begin(name: str, total: int | None) -> Callable[[int], None]:
+        progress.start()  # not before: a process that has no bar to draw leaves the screen alone
+        task = progress.add_task(name, total=total)
+        return lambda done: progress.advance(task, done)
 
+    try:
         yield begin
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def percent(share: float, digits: int = 1) -> str:

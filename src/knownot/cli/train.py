@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -134,6 +135,12 @@ def train(
         str | None, _run(help="32-true, bf16-mixed, 16-mixed. (default: 32-true)")
     ] = None,
     device: Annotated[str | None, _run(help="auto, cpu, cuda, mps. (default: auto)")] = None,
+    devices: Annotated[
+        int | None, _run(help="Processes, one a GPU, that share each batch. (default: 1)")
+    ] = None,
+    num_nodes: Annotated[
+        int | None, _run(help="Machines; torchrun says both. (default: 1)")
+    ] = None,
     workers: Annotated[int | None, _run(help="Processes that decode photos. (default: 2)")] = None,
     seed: Annotated[int | None, _run(help="(default: 0)")] = None,
     resume: Annotated[bool | None, _run("--resume", help="Go on after Ctrl-C.")] = None,
@@ -146,11 +153,15 @@ def train(
 
     [bold]knownot train photos/ -o model/ --finetune all --image-size 160 --epochs 4[/]
 
+    [bold]knownot train photos/ -o model/ --finetune all --devices 4[/]   on four GPUs
+
     [bold]knownot train coco/ -o model/[/]   photos with boxes, COCO or VOC: a detector
 
     A training photo that cannot be read is skipped and listed; Ctrl-C keeps the finished epochs.
     """
     settings = {key: value for key, value in locals().items() if key not in _NO_SETTINGS}
+    # Before torch is imported: its gloo and DistributedDataParallel tell what is meant to be so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from knownot.training.config import make_config
 
     _train(make_config(settings, config), json_output)

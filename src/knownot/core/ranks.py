@@ -1,7 +1,7 @@
 """Data-parallel training as one: the ranks exchange the features of a step.
 
-Every rank then holds the Gaussians that a single process with the joint batch would hold. A step
-exchanges one integer and `R * B * (D + 1) * 4` bytes, R ranks with at most B rows each.
+Every rank then holds the Gaussians that a single process with the joint batch would hold. In a step each
+rank receives `(R - 1) * (B * (D + 1) * 4 + 8)` bytes, R ranks with at most B rows each.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+# From torch 2.14 on `all_gather_into_tensor` warns of its new name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def world_size() -> int:
@@ -35,14 +38,14 @@ def gather_rows(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return features, labels
     size = torch.tensor([len(labels)], device=features.device)
     gathered = size.new_empty(ranks)
-    dist.all_gather_into_tensor(gathered, size)
+    _all_gather(gathered, size)
     sizes = gathered.tolist()
     most = max(sizes)
     # Labels travel as one more column, exact up to 2^24 classes: one exchange instead of two.
     rows = torch.cat([features.detach().float(), labels.unsqueeze(1).float()], dim=1)
     rows = F.pad(rows, (0, 0, 0, most - len(rows)))
     padded = rows.new_empty(ranks * most, rows.shape[1])
-    dist.all_gather_into_tensor(padded, rows.contiguous())
+    _all_gather(padded, rows.contiguous())
     parts = padded.view(ranks, most, rows.shape[1])
     joint = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
     return joint[:, :-1], joint[:, -1].long()

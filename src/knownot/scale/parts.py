@@ -112,8 +112,7 @@ class Parts:
             with pq.ParquetWriter(file, ROWS) as writer:
                 for start in range(0, len(self), _PARTS_JOINED_AT_ONCE):
                     numbers = range(start, min(start + _PARTS_JOINED_AT_ONCE, len(self)))
-                    read = [pq.read_table(self._file(n), schema=ROWS) for n in numbers]
-                    rows = pa.concat_tables(read)
+                    rows = pa.concat_tables(map(self._read, numbers))
                     writer.write_table(rows)
                     unknown += rows["is_unknown"].to_pylist().count(True)
                     errors += len(rows) - rows["error"].null_count
@@ -124,6 +123,10 @@ class Parts:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:08}.parquet"
+
+    def _read(self, number: int) -> pa.Table:
+        with pq.ParquetFile(self._file(number)) as file:
+            return file.read()
 
     def _is_done(self, number: int) -> bool:
         try:  # after a power cut a file may be there, and empty

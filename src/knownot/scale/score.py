@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -144,8 +145,13 @@ def _digest(model: Path) -> str:
 
 def _digest_of_names(photos: list[str]) -> str:
     # Absolute paths: the same words in another folder are other photos.
-    names = (name if is_remote(name) else os.path.abspath(name) for name in photos)
-    return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+    names = "\0".join(name if is_remote(name) else os.path.abspath(name) for name in photos)
+    try:
+        return hashlib.sha256(names.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        start = names.rfind("\0", 0, error.start) + 1
+        name = names[start:].split("\0", 1)[0]
+        raise DataError(f"{name!r}: is not UTF-8, which parquet needs; rename it") from None
 
 
 @contextmanager
@@ -225,7 +231,9 @@ def _answered(
             for number, rows in zip(batch["part"].to_pylist(), batch["rows"], strict=True):
                 yield number, pa.Table.from_struct_array(rows.values).cast(ROWS)
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        # Between tracebacks and Ray's advice and wrappers stands a line that names what was raised.
+        named = re.findall(r"^(?!ray\.)[\w.]*(?:Error|Exception)\b.*", str(error), re.MULTILINE)
+        reason = named[-1] if named else type(error).__name__
         raise ScoringError(
             f"the workers failed ({reason[:300]}); what is done is kept in {parts.folder}: "
             "run the same command again to continue"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import PhotoSet
@@ -42,6 +42,42 @@ class EpochShuffle(Sampler[tuple[int, int]]):
         order = torch.randperm(self.size, generator=own)
         seeds = torch.randint(2**62, (self.size,), generator=own)
         yield from zip(order.tolist(), seeds.tolist(), strict=True)
+
+
+def joint_batches(size: int, config: CommonConfig) -> list[int]:
+    """Sizes of an epoch's batches, each shared by all ranks, for so many examples.
+
+    A last batch with less than two for each rank is left out, unless it is the only one: one photo
+    has no variance for batch normalisation.
+    """
+    full, rest = divmod(size, config.n_batch)
+    sizes = [config.n_batch] * full
+    return [*sizes, rest] if rest >= 2 * config.ranks or (rest and not full) else sizes
+
+
+class RankBatches(BatchSampler):
+    """Of every joint batch the stretch of one rank.
+
+    The stretches in the order of the ranks are the batch: rows then enter the windows in the order
+    of one process.
+
+    Args:
+        shuffle: Order of an epoch.
+        config: Settings.
+        rank: Whose stretches.
+    """
+
+    def __init__(self, shuffle: EpochShuffle, config: CommonConfig, rank: int) -> None:
+        super().__init__(shuffle, config.n_batch, drop_last=False)  # type: ignore[arg-type]
+        self.sizes = joint_batches(len(shuffle), config)
+        self.rank, self.ranks = rank, config.ranks
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for size, batch in zip(self.sizes, super().__iter__(), strict=False):
+            yield batch[self.rank * size // self.ranks : (self.rank + 1) * size // self.ranks]
 
 
 class FeatureRows(Dataset[tuple[Tensor, Tensor]]):
@@ -83,26 +119,25 @@ def training_batches(
     dataset: Dataset[Any],
     config: CommonConfig,
     first_epoch: int,
+    rank: int,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
-    """Batches in the order of `EpochShuffle`, beginning with that of `first_epoch`."""
-    size = len(dataset)  # type: ignore[arg-type]
-    sampler = EpochShuffle(size, config.seed)
-    sampler.set_epoch(first_epoch)
+    """A rank's share of the batches in the order of `EpochShuffle`, from `first_epoch` on."""
+    shuffle = EpochShuffle(len(dataset), config.seed)  # type: ignore[arg-type]
+    shuffle.set_epoch(first_epoch)
     return DataLoader(
         dataset,
-        batch_size=config.n_batch,
-        sampler=sampler,
+        batch_sampler=RankBatches(shuffle, config, rank),
         generator=torch.Generator(),  # else the loader disturbs the one that draws the outliers
         num_workers=config.n_workers,
         collate_fn=collate,
-        # A last batch of one photo has no variance for batch normalisation.
-        drop_last=size % config.n_batch == 1 and size > 1,
     )
 
 
-def readable(photos: Photos) -> tuple[Photos, dict[Path, str]]:
-    """The photos that decode, and path and reason of those that do not."""
+def readable(
+    photos: Photos, known: dict[Path, str] | None = None
+) -> tuple[Photos, dict[Path, str]]:
+    """The photos that decode, and path and reason of those that do not; `known` are not tried."""
 
     def problem(path: Path) -> str | None:
         try:
@@ -111,8 +146,11 @@ def readable(photos: Photos) -> tuple[Photos, dict[Path, str]]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(problem, photos.paths))
+    if known is None:
+        with ThreadPoolExecutor() as pool:
+            problems = list(pool.map(problem, photos.paths))
+    else:
+        problems = [known.get(path) for path in photos.paths]
     good = [i for i, reason in enumerate(problems) if reason is None]
     bad = {p: reason for p, reason in zip(photos.paths, problems, strict=True) if reason}
     return photos.subset(good), bad

@@ -31,7 +31,7 @@ class CommonConfig(BaseModel):
         None, ge=32, le=2048, description="pixels; by default the arch's, 320 for a detector"
     )
     epochs: int | None = Field(None, ge=1, description="passes over the photos")
-    batch_size: int | None = Field(None, ge=2, description="photos of a step")
+    batch_size: int | None = Field(None, ge=2, description="photos of a step, of all processes")
     lr: float = Field(1e-3, gt=0, description="learning rate of all but the backbone")
     backbone_lr: float = Field(2e-4, gt=0, description="learning rate of the backbone")
     weight_decay: float = Field(1e-4, ge=0)
@@ -50,6 +50,8 @@ class CommonConfig(BaseModel):
     val_fraction: float = Field(0.2, gt=0, lt=0.9, description="set aside without a val/ folder")
     precision: str = Field("32-true", description="Lightning precision, e.g. bf16-mixed")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
+    devices: int | None = Field(None, ge=1, description="processes on a machine; by default 1")
+    num_nodes: int | None = Field(None, ge=1, description="machines; by default 1")
     workers: int = Field(2, ge=0, description="processes that decode photos")
     seed: int = Field(0, ge=0)
     resume: bool = Field(False, description="go on with an interrupted run")
@@ -74,6 +76,11 @@ class CommonConfig(BaseModel):
     def vos_start_share(self) -> float:
         """Share of the steps before VOS, with the default of the way of training."""
         raise NotImplementedError  # abstract
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share a step, R."""
+        return (self.devices or 1) * (self.num_nodes or 1)
 
     def start_step(self, steps: int) -> int:
         """The first of so many steps that trains with VOS."""

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from knownot.data.detection_folder import DetectionSplits
 from knownot.errors import TrainingError
@@ -15,9 +15,10 @@ from knownot.evaluation.box_matching import Boxes
 from knownot.evaluation.box_metrics import mean_average_precision
 from knownot.evaluation.detect_set import as_boxes
 from knownot.models.detector import UnknownAwareDetector
-from knownot.training.batches import training_batches
+from knownot.training.batches import joint_batches, training_batches
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_batches import AugmentedScenes, PlainScenes, as_lists
+from knownot.training.ranks import check_same_steps, seed_epoch
 
 
 class DetectionTraining(L.LightningModule):
@@ -42,19 +43,23 @@ class DetectionTraining(L.LightningModule):
         self.splits = splits
         self.config = config
         self.total_steps = steps
+        self.batch_sizes = joint_batches(len(splits.train), config)
         self._found: dict[int, Boxes] = {}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches, beginning with the epoch to train next."""
         progress: Any = self.trainer.fit_loop.epoch_progress.current
         dataset = AugmentedScenes(self.splits.train)
-        return training_batches(dataset, self.config, progress.processed, as_lists)
+        return training_batches(
+            dataset, self.config, progress.processed, self.global_rank, as_lists
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation photos in order."""
+        """Validation photos in order; each rank takes its share, and one at least."""
+        mine = range(self.global_rank, len(self.splits.val), self.config.ranks) or range(1)
         return DataLoader(
-            PlainScenes(self.splits.val),
-            batch_size=self.config.n_batch,
+            Subset(PlainScenes(self.splits.val), mine),
+            batch_size=self.config.n_batch // self.config.ranks,
             collate_fn=as_lists,
             num_workers=self.config.n_workers,
             generator=torch.Generator(),
@@ -68,7 +73,11 @@ class DetectionTraining(L.LightningModule):
         """
         images, targets = batch
         losses = self.model.losses(images, targets)
-        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        # Means over the ranks are to be those over the joint batch; VOS sees to that itself.
+        joint = self.batch_sizes[batch_idx]
+        share = len(images) * self.config.ranks / joint
+        losses = {k: v.float() * (1 if k == "loss_vos" else share) for k, v in losses.items()}
+        loss = torch.stack([*losses.values()]).sum()
         if not torch.isfinite(loss):
             wrong = [name for name, value in losses.items() if not torch.isfinite(value)]
             raise TrainingError(
@@ -77,7 +86,11 @@ class DetectionTraining(L.LightningModule):
                 "--precision 32-true, and start anew with --overwrite"
             )
         self.log_dict(
-            {"loss": loss, **losses}, on_step=False, on_epoch=True, batch_size=len(images)
+            {"loss": loss, **losses},
+            on_step=False,
+            on_epoch=True,
+            batch_size=joint,
+            sync_dist=self.config.ranks > 1,
         )
         total: Tensor = loss
         return total
@@ -89,7 +102,11 @@ class DetectionTraining(L.LightningModule):
             self._found[index] = as_boxes({name: v.cpu() for name, v in found.items()})
 
     def on_validation_epoch_end(self) -> None:
-        """Log mAP."""
+        """Log mAP over the photos of all ranks."""
+        if self.config.ranks > 1:
+            shares: list[Any] = [None] * self.config.ranks
+            torch.distributed.all_gather_object(shares, self._found)
+            self._found = {index: boxes for share in shares for index, boxes in share.items()}
         truth = [self.splits.val.objects[i] for i in self._found]
         measured = mean_average_precision(
             list(self._found.values()), truth, self.splits.val.classes
@@ -99,8 +116,16 @@ class DetectionTraining(L.LightningModule):
         self.log_dict({name: float(v) for name, v in values.items() if v is not None})
 
     def on_train_epoch_start(self) -> None:
-        """Make all randomness of an epoch follow from seed and epoch: a resumed run repeats it."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+        """Make all randomness of an epoch follow from seed, epoch and rank."""
+        self.model.vos.generator = seed_epoch(self, self.config.seed)
+
+    def on_fit_end(self) -> None:
+        """What comes later draws as ever."""
+        self.model.vos.generator = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the interrupted run had as many steps to go."""
+        check_same_steps(checkpoint, self.total_steps)
 
     def configure_optimizers(self) -> Any:
         """AdamW and one cosine cycle with warm-up; VOS without decay, the backbone its own rate."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from knownot.errors import TrainingError
 from knownot.models.model_folder import choose_device
 from knownot.training.config import CommonConfig
 from knownot.training.interrupts import ctrl_c_between_steps
 from knownot.training.plan import Plan
+from knownot.training.ranks import Ranks, process_state_kept
 from knownot.training.run_folder import RunFolder
 
 
@@ -52,45 +58,83 @@ def fit(
     config: CommonConfig,
     run: RunFolder,
     callbacks: Sequence[Callback],
+    ranks: Ranks,
     **options: Any,
 ) -> None:
     """Train a Lightning module, going on from the run's last complete epoch if there is one.
+
+    Of several processes the first alone returns; the others end here.
 
     Args:
         module: What is trained.
         config: Settings.
         run: Where checkpoints and logs are kept meanwhile.
         callbacks: More of Lightning's callbacks.
+        ranks: The processes that share every step.
         options: More of the trainer's options.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, between two steps.
+        SystemExit: When this is not the first of several processes.
     """
     device = choose_device(config.device).type
-    with _quiet(), ctrl_c_between_steps() as stop:
-        trainer = L.Trainer(
-            max_epochs=config.n_epochs,
-            accelerator="gpu" if device == "cuda" else device,
-            devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
-            logger=[CSVLogger(run.logs, "", "csv"), TensorBoardLogger(run.logs, "", "tensorboard")],
-            callbacks=[
-                ModelCheckpoint(
-                    run.checkpoints,
-                    filename="last",
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
-                *callbacks,
-                stop,
-            ],
-            enable_progress_bar=False,  # the reporter draws its own
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            **options,
-        )
-        trainer.fit(module, ckpt_path=run.checkpoint())
+    if ranks.several:
+        # Energy weights and phi take no part before VOS starts. Buffers need no exchange: windows
+        # are the same on all ranks, and of batch normalisation the first rank's statistics count.
+        options["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    ranks.let_begin()
+    try:
+        with process_state_kept(), _quiet(), ctrl_c_between_steps() as stop:
+            trainer = L.Trainer(
+                max_epochs=config.n_epochs,
+                accelerator="gpu" if device == "cuda" else device,
+                devices=ranks.devices,
+                num_nodes=ranks.num_nodes,
+                use_distributed_sampler=False,  # `RankBatches` knows the ranks
+                precision=config.precision,  # type: ignore[arg-type]
+                logger=[
+                    CSVLogger(run.logs, "", "csv"),
+                    TensorBoardLogger(run.logs, "", "tensorboard"),
+                ],
+                callbacks=[
+                    ModelCheckpoint(
+                        run.checkpoints,
+                        filename="last",
+                        save_on_train_epoch_end=True,
+                        enable_version_counter=False,
+                    ),
+                    *callbacks,
+                    *([stop] if ranks.first else []),  # the others end with it
+                ],
+                enable_progress_bar=False,  # the reporter draws its own
+                enable_model_summary=False,
+                log_every_n_steps=1,
+                num_sanity_val_steps=0,
+                **options,
+            )
+            with _failing_together(trainer):
+                trainer.fit(module, ckpt_path=run.checkpoint())
+    except KeyboardInterrupt:
+        if ranks.first:
+            raise
+    if ranks.several and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not ranks.first:
+        raise SystemExit(0)
+
+
+@contextmanager
+def _failing_together(trainer: L.Trainer) -> Iterator[None]:
+    """No process waits for another that failed, and the one that failed tells why."""
+    try:
+        yield
+    except BaseException as error:
+        # What Lightning does on Ctrl-C alone.
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        if isinstance(error, RuntimeError) and "by peer" in str(error):
+            raise TrainingError("another process of this training failed or was stopped") from None
+        raise
 
 
 @contextmanager

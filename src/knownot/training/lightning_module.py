@@ -12,8 +12,14 @@ from torch.utils.data import DataLoader
 
 from knownot.errors import TrainingError
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.training.batches import AugmentedPhotos, FeatureRows, training_batches
+from knownot.training.batches import (
+    AugmentedPhotos,
+    FeatureRows,
+    joint_batches,
+    training_batches,
+)
 from knownot.training.config import TrainConfig
+from knownot.training.ranks import check_same_steps, seed_epoch
 
 
 class VosTraining(L.LightningModule):
@@ -41,6 +47,7 @@ class VosTraining(L.LightningModule):
         self.dataset = dataset
         self.config = config
         self.total_steps = steps
+        self.batch_sizes = joint_batches(len(dataset), config)
         model.backbone.requires_grad_(config.finetune == "all")
 
     @property
@@ -53,7 +60,7 @@ class VosTraining(L.LightningModule):
         # Asked for after a checkpoint is restored, and the workers read ahead at once: told of the
         # epoch later, as Lightning does, a resumed run would begin with the order of the first.
         progress: Any = self.trainer.fit_loop.epoch_progress.current
-        return training_batches(self.dataset, self.config, progress.processed)
+        return training_batches(self.dataset, self.config, progress.processed, self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss (scalar) of one batch: features (N, D) or photos (N, 3, S, S), and labels (N,).
@@ -65,24 +72,41 @@ class VosTraining(L.LightningModule):
         output = self.model.classify(inputs) if inputs.ndim == 2 else self.model(inputs)
         task_loss = F.cross_entropy(output.logits, labels)
         uncertainty = self.uncertainty(output.features, output.logits, labels)
-        loss = task_loss + uncertainty
+        # Means over the ranks are to be those over the joint batch; VOS sees to that itself.
+        joint = self.batch_sizes[batch_idx]
+        share = len(labels) * self.config.ranks / joint
+        loss = share * task_loss + uncertainty
         if not torch.isfinite(loss):
             raise TrainingError(self._why_not_finite(inputs, output.features, task_loss))
         accuracy = (output.logits.argmax(1) == labels).float().mean()
         self.log_dict(
-            {"loss": loss, "task_loss": task_loss, "vos_loss": uncertainty, "accuracy": accuracy},
+            {
+                "loss": loss,
+                "task_loss": share * task_loss,
+                "vos_loss": uncertainty,
+                "accuracy": share * accuracy,
+            },
             on_step=False,
             on_epoch=True,
-            batch_size=len(labels),
+            batch_size=joint,
+            sync_dist=self.config.ranks > 1,
         )
         total: Tensor = loss
         return total
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the interrupted run had as many steps to go."""
+        check_same_steps(checkpoint, self.total_steps)
+
     def on_train_epoch_start(self) -> None:
-        """Make all randomness of an epoch follow from seed and epoch: a resumed run repeats it."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+        """Make all randomness of an epoch follow from seed, epoch and rank."""
+        self.model.vos.generator = seed_epoch(self, self.config.seed)
         if self.config.finetune == "head":
             self.model.backbone.eval()
+
+    def on_fit_end(self) -> None:
+        """What comes later draws as ever."""
+        self.model.vos.generator = None
 
     def configure_optimizers(self) -> Any:
         """AdamW and one cosine cycle over all steps; VOS without decay, the backbone its own rate."""

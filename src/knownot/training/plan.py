@@ -10,6 +10,7 @@ from knownot.data.detection_folder import DetectionSplits, summarise
 from knownot.data.image_folder import Splits
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
+from knownot.training.batches import joint_batches
 from knownot.training.config import CommonConfig, DetectionConfig, TrainConfig
 
 # Below this the median virtual outlier lies among the data's own outer tenth even for wide
@@ -154,8 +155,7 @@ def _notes(
 
 def steps_per_epoch(photos: int, config: CommonConfig) -> int:
     """Optimiser steps of one epoch."""
-    full, rest = divmod(photos, config.n_batch)
-    return full + (rest > 1 or full == 0)
+    return len(joint_batches(photos, config))
 
 
 def _steps_until(features: int, per_step: float) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from knownot.models.hub import CONFIG
 from knownot.training.config import Config
 
 # Settings that may differ when an interrupted run goes on: they do not touch its result.
-_FREE_ON_RESUME = {"device", "workers", "resume", "overwrite", "alpha", "classwise", "knn_k"}
+_FREE_ON_RESUME = {"device", "devices", "num_nodes", "workers", "resume", "overwrite"}
+_FREE_ON_RESUME |= {"alpha", "classwise", "knn_k"}
 
 
 class RunFolder:
@@ -35,15 +37,35 @@ class RunFolder:
                 "--overwrite to start anew"
             )
 
-    def open(self) -> None:
-        """Make the folder; what an earlier run left is removed unless this one resumes it."""
+    def open(self, skipped: dict[Path, str]) -> None:
+        """Make the folder; what an earlier run left is removed unless this one resumes it.
+
+        Args:
+            skipped: Path and reason of every photo found unreadable, for the other processes.
+        """
         try:
             if not self.config.resume:
                 shutil.rmtree(self.root, ignore_errors=True)
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.root / "config.yaml").write_text(self.config.to_yaml())
+            (self.root / "skipped.json").write_text(json.dumps([*map(str, skipped)]))
         except OSError as error:
             raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
+
+    def skipped(self) -> dict[Path, str]:
+        """What the first process found unreadable.
+
+        Raises:
+            ConfigError: If its folder is not to be seen from here.
+        """
+        try:
+            paths = json.loads((self.root / "skipped.json").read_text())
+        except OSError:
+            raise ConfigError(
+                f"{self.root}: is not to be seen from this machine; all need the photos and the "
+                "model's folder under the same path"
+            ) from None
+        return {Path(path): "unreadable" for path in paths}
 
     def checkpoint(self) -> Path | None:
         """The last complete epoch, or None."""

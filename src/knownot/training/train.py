@@ -17,7 +17,7 @@ from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_card import model_card
-from knownot.models.model_folder import check_free, choose_device, save
+from knownot.models.model_folder import check_free, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
 from knownot.training.config import TrainConfig
@@ -25,6 +25,7 @@ from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.lightning_module import VosTraining
 from knownot.training.plan import make_plan, steps_per_epoch
+from knownot.training.ranks import Ranks, check_shares, find_ranks
 from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
 
@@ -40,6 +41,9 @@ def train(
     peer: PeerLoss | None = None,
 ) -> TrainResult:
     """Train, calibrate and save a classifier.
+
+    With several `config.devices` Lightning runs the calling script once more for each other process;
+    those end in here, and the first alone returns. Under torchrun this is so from the start.
 
     Args:
         config: Settings.
@@ -59,27 +63,32 @@ def train(
         TrainingError: If the loss is not finite.
     """
     started = time.monotonic()
-    reporter = reporter or Silent()
+    ranks = find_ranks(config)
+    config = ranks.settled(config)
+    reporter = reporter if reporter and ranks.first else Silent()
+    device = ranks.device(config.device)
+    ranks.wait()
     run = RunFolder(config)
     check_free(config.output, config.overwrite)
     splits = read_splits(config.data, config.val_fraction, config.seed)
     L.seed_everything(config.seed, verbose=False)
-    device = choose_device(config.device)
     model = _build(config, splits.train.classes, backbone).to(device)
-    skipped: dict[Path, str] = {}
+    skipped: dict[Path, str] = {} if ranks.first else run.skipped()
     if config.finetune == "all":
-        splits = _readable_splits(splits, skipped, config.data)
+        splits = _readable_splits(splits, skipped, config.data, tried=not ranks.first)
+    check_shares(config, len(splits.train))
     reporter.plan(make_plan(model, splits, config, str(device)))
-    run.open()
+    if ranks.first:
+        run.open(skipped)
 
     if config.finetune == "head":
         cache = cache or default_cache()
         learned, val = _features(model, splits, cache, reporter, skipped)
         _check_left(learned.labels, val.labels, model.classes, config.data)
-        _fit(model, learned, config, run, reporter, peer)
+        _fit(model, learned, config, run, reporter, ranks, peer)
     else:
         photos = AugmentedPhotos(splits.train, model.preprocessing)
-        _fit(model, photos, config, run, reporter, peer)
+        _fit(model, photos, config, run, reporter, ranks, peer)
         learned, val = _features(model.to(device), splits, None, reporter, skipped)
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
@@ -124,9 +133,10 @@ def _build(
     return model.to(memory_format=torch.channels_last)
 
 
-def _readable_splits(splits: Splits, skipped: dict[Path, str], data: Path) -> Splits:
-    train, bad_train = readable(splits.train)
-    val, bad_val = readable(splits.val)
+def _readable_splits(splits: Splits, skipped: dict[Path, str], data: Path, tried: bool) -> Splits:
+    known = skipped if tried else None
+    train, bad_train = readable(splits.train, known)
+    val, bad_val = readable(splits.val, known)
     skipped.update(bad_train | bad_val)
     _check_left(_labels(train), _labels(val), train.classes, data)
     return Splits(train, val, splits.warnings)
@@ -169,12 +179,13 @@ def _fit(
     config: TrainConfig,
     run: RunFolder,
     reporter: Reporter,
+    ranks: Ranks,
     peer: PeerLoss | None,
 ) -> None:
     steps = steps_per_epoch(len(dataset), config) * config.n_epochs
     model.vos.start_step = config.start_step(steps)
     module = VosTraining(model, dataset, config, steps, None if peer is None else peer(model))
-    fit(module, config, run, reporter.callbacks())
+    fit(module, config, run, reporter.callbacks(), ranks)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object,
 from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_card import model_card
-from knownot.models.model_folder import check_free, choose_device, load, save
+from knownot.models.model_folder import check_free, load, save
 from knownot.models.regions import Detections
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.training.batches import readable
@@ -26,6 +26,7 @@ from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.plan import make_detection_plan, steps_per_epoch
+from knownot.training.ranks import check_shares, find_ranks
 from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
 
@@ -36,7 +37,7 @@ _PROPOSALS = ("proposals", "objectness")
 
 
 def train_detector(config: DetectionConfig, reporter: Reporter | None = None) -> TrainResult:
-    """Train, calibrate and save a detector.
+    """Train, calibrate and save a detector; several processes are as in `train`.
 
     Args:
         config: Settings.
@@ -51,19 +52,25 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
         TrainingError: If the loss is not finite, or the detector finds nothing in the end.
     """
     started = time.monotonic()
-    reporter = reporter or Silent()
+    ranks = find_ranks(config)
+    config = ranks.settled(config)
+    reporter = reporter if reporter and ranks.first else Silent()
+    device = ranks.device(config.device)
+    ranks.wait()
     run = RunFolder(config)
     check_free(config.output, config.overwrite)
-    skipped: dict[Path, str] = {}
-    splits = _splits(config, skipped)
+    skipped: dict[Path, str] = {} if ranks.first else run.skipped()
+    splits = _splits(config, skipped, tried=not ranks.first)
+    check_shares(config, len(splits.train))
     L.seed_everything(config.seed, verbose=False)
-    device = choose_device(config.device)
     old = _finished(config, splits.train.classes)
     model = _build(config, splits.train.classes, old).to(device)
     model = model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     reporter.plan(make_detection_plan(model, splits, config, str(device)))
-    run.open()
-    before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
+    before = None
+    if ranks.first:
+        run.open(skipped)
+        before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
     steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
     model.vos.start_step = config.start_step(steps)
     fit(
@@ -71,6 +78,7 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
         config,
         run,
         reporter.callbacks(),
+        ranks,
         gradient_clip_val=config.clip,
     )
     model.to(device).eval()
@@ -137,12 +145,13 @@ class _Before:
         }
 
 
-def _splits(config: DetectionConfig, skipped: dict[Path, str]) -> DetectionSplits:
+def _splits(config: DetectionConfig, skipped: dict[Path, str], tried: bool) -> DetectionSplits:
     splits = read_detection_splits(config.data, config.val_fraction, config.seed)
     if config.strict:
         require_clean(splits)
-    train, bad_train = readable(splits.train)
-    val, bad_val = readable(splits.val)
+    known = skipped if tried else None
+    train, bad_train = readable(splits.train, known)
+    val, bad_val = readable(splits.val, known)
     skipped.update(bad_train | bad_val)
     for name, left in (("training", train), ("validation", val)):
         if sum(left.counts().values()) == 0:
