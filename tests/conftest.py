@@ -29,20 +29,22 @@ def _shared_photos() -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def _uses_the_detector(file: str | Path) -> bool:
-    text = Path(file).read_text(encoding="utf-8")
-    return "detector_folder" in text or "exported_detector" in text
+def _dear(file: Path) -> str | None:
+    """What a file's tests share that takes long to make: a trained detector, exported models."""
+    if "detector_folder" in file.read_text(encoding="utf-8"):
+        return "detector"
+    return "exported" if file.parent.name in ("export", "runtime", "scale", "serve") else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes (`-n`) one runs a file's tests, and one all that use the detector."""
+    """Of several processes (`-n`) one runs all tests of a file, and of files that share a dear thing."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "detector" if _uses_the_detector(config.rootpath / file) else file
+            return _dear(config.rootpath / file) or file
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
@@ -50,8 +52,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # What takes longest begins first.
-    last = {path: not _uses_the_detector(path) for path in {item.path for item in items}}
-    items.sort(key=lambda item: last[item.path])
+    first = {path: _dear(path) or "later" for path in {item.path for item in items}}
+    items.sort(key=lambda item: first[item.path])
     photos = _shared_photos()
     if photos is not None and (photos / "cats_dogs").is_dir():
         return
