@@ -314,11 +314,12 @@ def test_samples_hold_pictures_alone(site: Running, samples: Path, tmp_path: Pat
     exif = photo.getexif()
     exif[0x010F] = "maker of the camera"
     for i in range(MOST + 2):
-        photo.save(tmp_path / f"{i:02}.jpg", exif=exif)
+        photo.save(tmp_path / f"{i:02}.jpg", exif=exif, comment="words")
     loaded = load_samples(tmp_path)
     assert len(loaded) == MOST
     assert b"maker" in (tmp_path / "00.jpg").read_bytes()
     assert b"maker" not in loaded[0]
+    assert b"words" not in loaded[0]
     for path in (tmp_path / "missing", samples / "a.jpg"):
         with pytest.raises(ConfigError, match="--samples"):
             load_samples(path)

@@ -80,6 +80,7 @@ def serve(
     from knownot.serve.server import serve as run
     from knownot.serve.service import Batching
 
+    inbox = None if keep_unknown is None else Inbox(keep_unknown, keep_most, keep_mib * 2**20)
     run(
         model,
         host=host,
@@ -97,7 +98,7 @@ def serve(
         ),
         root_path=root_path,
         samples=samples,
-        inbox=keep_unknown and Inbox(keep_unknown, keep_most, keep_mib * 2**20),
+        inbox=inbox,
     )
 
 

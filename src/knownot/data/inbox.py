@@ -81,6 +81,7 @@ class Inbox:
 
     def _keep(self, image: Image.Image, facts: Mapping[str, Any]) -> bool:
         image.thumbnail((_SIDE, _SIDE))
+        image.info.clear()  # Pillow writes a comment that it read
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=_QUALITY)
         data = buffer.getvalue()

@@ -198,7 +198,7 @@ def _clusters(
     ).fit_predict(np.maximum(1 - directions @ directions.T, 0))
     counts = np.bincount(labels)
     order = np.argsort(-counts, kind="stable")
-    clusters = []
+    clusters: list[Cluster] = []
     for label in (label for label in order if counts[label] >= min_size):
         rows = np.flatnonzero(labels == label)
         typical = rows[np.argsort(-directions[rows] @ directions[rows].mean(0), kind="stable")]
