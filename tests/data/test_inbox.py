@@ -11,6 +11,7 @@ from PIL import Image
 
 from knownot.data.inbox import Inbox, kept_facts
 from knownot.errors import ConfigError
+from knownot.models.prediction import Detection, DetectionPrediction
 from tests.helpers import noisy
 
 UNKNOWN = {
@@ -48,16 +49,21 @@ def test_an_unknown_photo_is_kept_once_with_its_scores_and_nothing_of_its_file(
     assert abs(difference.mean()) < 3
 
 
+def detection(box: tuple[float, ...], unknown: bool = True) -> Detection:
+    return Detection(box, "unknown" if unknown else "dog", unknown, 9.5, 0.01, "dog", 0.8)
+
+
 def test_unknown_boxes_are_cut_out_with_a_margin(tmp_path: Path) -> None:
     image = Image.new("RGB", (200, 100), "black")
     image.paste("white", (50, 20, 90, 60))
     boxes = [
-        {**UNKNOWN, "box": (50.0, 20.0, 90.0, 60.0)},
-        {**UNKNOWN, "box": (0.0, 0.0, 10.0, 10.0), "is_unknown": False},
-        {**UNKNOWN, "box": (190.0, 95.0, 260.0, 130.0)},  # beyond the rim
-        {**UNKNOWN, "box": (30.0, 30.0, 30.0, 30.0)},  # nothing inside
+        detection((50, 20, 90, 60)),
+        detection((0, 0, 10, 10), unknown=False),
+        detection((190, 95, 260, 130)),  # beyond the rim
+        detection((30, 30, 30, 30)),  # nothing inside
     ]
-    assert Inbox(tmp_path).keep_unknown({"boxes": boxes}, lambda: image) == 3
+    answer = DetectionPrediction(boxes, 200, 100).to_dict()
+    assert Inbox(tmp_path).keep_unknown(answer, lambda: image) == 3
     sizes = []
     for path in photos(tmp_path):
         with Image.open(path) as kept:
