@@ -1,11 +1,13 @@
-"""An exported classifier against the model it came from: the same answers, and how much faster.
+"""An exported model against the model it came from: the same answers, and how much faster.
 
     python benchmarks/export.py                     # about 5 min on 2 idle cores
     python benchmarks/export.py --photos 100        # a quick look
+    python benchmarks/export.py --task detect       # 200 photos, boxes; about 15 min
 
-Trains on cats and dogs with a frozen backbone, exports, and compares both on test photos and on photos
-of anything else, in equal parts from all sets. Photos per second are those of `predict` on files, in
-rounds that take turns, so that a busy machine slows both: the ratio is the figure to read.
+Trains on cats and dogs with a frozen backbone, or a detector for two epochs on `natural5` (its boxes are
+poor, and compared like any others), exports, and compares both on photos that it was not trained on and
+on photos of anything else, in equal parts from all sets. Photos per second are those of `predict` on
+files, in rounds that take turns, so that a busy machine slows both: the ratio is the figure to read.
 """
 
 from __future__ import annotations
@@ -26,20 +28,28 @@ import torch
 
 import knownot
 from knownot.cli.allocator import keep_freed_memory
+from knownot.data.coco import read_coco
 from knownot.data.image_folder import list_photos
+from knownot.export.detector_parity import DetectorParity
 from knownot.export.export import export_model
-from knownot.runtime import OnnxClassifier
-from knownot.training.config import make_config
+from knownot.runtime import open_onnx
+from knownot.training.config import DetectionConfig, make_config
 from knownot.training.train import train
+from knownot.training.train_detector import train_detector
 
 
 def main() -> None:
     options = _options()
     keep_freed_memory()
-    photos = sample(options.data, options.photos)
+    detect = options.task == "detect"
+    photos = (detection_sample if detect else sample)(options.data, options.photos)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model or Path(scratch, "model")
-        if options.model is None:
+        if options.model is None and detect:
+            settings = {"data": options.data / "detection" / "natural5", "output": folder}
+            settings |= {"image_size": 256, "epochs": 2, "device": "cpu"}
+            train_detector(DetectionConfig(**settings))
+        elif options.model is None:
             settings = {"data": options.data / "cats_dogs", "output": folder, "finetune": "head"}
             train(make_config(settings | {"device": "cpu"}))
         model = knownot.load(folder)
@@ -47,8 +57,8 @@ def main() -> None:
         started = time.perf_counter()
         metadata = export_model(model, file, photos=photos)
         seconds = time.perf_counter() - started
-        exported = OnnxClassifier(file, threads=torch.get_num_threads())
-        gaps = differences(model, exported, photos)
+        exported = open_onnx(file, threads=torch.get_num_threads())
+        gaps = (box_differences if detect else differences)(model, exported, photos)
         speed = rounds(model, exported, photos[: options.timed], options.rounds)
         result = {
             "machine": {
@@ -65,11 +75,18 @@ def main() -> None:
             "speed": speed,
         }
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "export.json").write_text(json.dumps(result, indent=1) + "\n")
+    name = "export_detector.json" if detect else "export.json"
+    (options.output / name).write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['machine']}\n")
     print("| | |\n|---|---|")
     print(f"| photos compared, by `predict` on files | {gaps['photos']} |")
-    print(f"| same label and unknown flag | {100 * gaps['same'] / gaps['photos']:.1f} % |")
+    if detect:
+        print(f"| boxes, in photos that show any | {gaps['boxes']}, {gaps['with_boxes']} |")
+        gap = gaps["max_box_difference"]
+        print(f"| largest difference of a corner, as a share of the longer side | {gap:.1e} |")
+    print(
+        f"| photos with the same labels and flags | {100 * gaps['same'] / gaps['photos']:.1f} % |"
+    )
     print(f"| largest difference of the score | {gaps['max_difference']:.1e} |")
     print(f"| largest difference of any score, relative | {gaps['max_relative']:.1e} |")
     low, middle, high = speed["ratio_quartiles"]
@@ -87,13 +104,23 @@ def sample(data: Path, number: int) -> list[Path]:
     return [*spread(known, number // 2), *spread(strange, number - number // 2)]
 
 
+def detection_sample(data: Path, number: int) -> list[Path]:
+    """`number` photos: half with objects of known classes, from validation, half of other sets."""
+    sets = data / "detection"
+    known = read_coco(sets / "natural5" / "annotations" / "val.json").paths
+    others = [list_photos(sets / name / "images") for name in ("ood_coco", "ood_fod_a")]
+    share = (number - number // 2) // 2
+    strange = [path for paths in others for path in spread(paths, share)]
+    return [*spread(known, number - len(strange)), *strange]
+
+
 def spread(paths: Sequence[Path], number: int) -> list[Path]:
     """`number` of the paths, evenly from first to last."""
     number = min(number, len(paths))
     return [paths[i * len(paths) // number] for i in range(number)]
 
 
-def differences(model: Any, exported: OnnxClassifier, photos: list[Path]) -> dict[str, Any]:
+def differences(model: Any, exported: Any, photos: list[Path]) -> dict[str, Any]:
     """Answers of both for the same files, as `predict` gives them."""
     same, largest, relative = 0, 0.0, 0.0
     for one, other in zip(model.predict_iter(photos), exported.predict_iter(photos), strict=True):
@@ -111,7 +138,30 @@ def differences(model: Any, exported: OnnxClassifier, photos: list[Path]) -> dic
     }
 
 
-def rounds(model: Any, exported: OnnxClassifier, photos: list[Path], number: int) -> dict[str, Any]:
+def box_differences(model: Any, exported: Any, photos: list[Path]) -> dict[str, Any]:
+    """The same for detectors; a box that one of them does not show makes the photo another."""
+    parity, same, boxes, with_boxes = DetectorParity(), 0, 0, 0
+    for one, other in zip(model.predict_iter(photos), exported.predict_iter(photos), strict=True):
+        if one.error:
+            raise SystemExit(one.error)
+        before = len(parity.differences)
+        parity.compare_boxes(str(one.path), one, other)
+        same += len(parity.differences) == before
+        boxes += len(one.boxes)
+        with_boxes += bool(one.boxes)
+    return {
+        "photos": len(photos),
+        "same": same,
+        "boxes": boxes,
+        "with_boxes": with_boxes,
+        "max_box_difference": parity.max_box_difference,
+        "max_difference": parity.max_difference,
+        "max_relative": parity.max_relative_parts,
+        "differences": parity.differences,
+    }
+
+
+def rounds(model: Any, exported: Any, photos: list[Path], number: int) -> dict[str, Any]:
     """Photos per second of `predict` on files; the two take turns, after one round to warm up."""
     seconds: dict[str, list[float]] = {"torch": [], "ONNX Runtime": []}
     both = {"torch": model, "ONNX Runtime": exported}
@@ -139,11 +189,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=default_data(), help="photos")
     parser.add_argument("--model", type=Path, help="model folder, instead of training one")
-    parser.add_argument("--photos", type=int, default=1000, help="photos to compare on")
+    parser.add_argument("--task", choices=("classify", "detect"), default="classify")
+    parser.add_argument("--photos", type=int, help="photos to compare on (default: 1000, or 200)")
     parser.add_argument("--timed", type=int, default=64, help="of these, photos in a timed round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    options.photos = options.photos or (200 if options.task == "detect" else 1000)
     if options.photos < 30 or options.rounds < 2:
         parser.error("expected at least 30 photos and 2 rounds")
     return options

@@ -30,7 +30,8 @@ def _shared_photos() -> Path | None:
 
 
 def _uses_the_detector(file: str | Path) -> bool:
-    return "detector_folder" in Path(file).read_text(encoding="utf-8")
+    text = Path(file).read_text(encoding="utf-8")
+    return "detector_folder" in text or "exported_detector" in text
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -156,3 +157,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Any, 
 def exported_file(exported: dict[bool, tuple[Any, Path]]) -> Path:
     """The ONNX file of a small classifier that knows red from green; do not write to it."""
     return exported[False][1]
+
+
+@pytest.fixture(scope="session")
+def exported_detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small detector and its ONNX file; tracing takes some seconds. Do not write to it."""
+    from knownot.export.export import export_model
+    from tests.helpers import tiny_detector
+
+    path = tmp_path_factory.mktemp("exported_detector") / "detector.onnx"
+    model = tiny_detector()
+    export_model(model, path)
+    return model, path

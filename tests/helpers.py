@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.detector import UnknownAwareDetector
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.models.unknown_aware import VosSettings
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40)}
@@ -112,3 +114,23 @@ def write_video(
             file.mux(stream.encode(av.VideoFrame.from_image(image)))
         file.mux(stream.encode(None))
     return path
+
+
+def tiny_detector(architecture: str = "tf_mobilenetv3_small_minimal_100") -> UnknownAwareDetector:
+    """A detector of three classes with random weights, calibrated on its own boxes of noise."""
+    torch.manual_seed(0)
+    settings = FasterRCNNSettings(
+        architecture=architecture, image_size=64, feature_dim=16, proposals=40, detections=30
+    )
+    regions = FasterRCNNRegions(3, settings, weights="none")
+    model = UnknownAwareDetector(regions, ["cup", "hat", "pen"]).eval()
+    # Boxes that differ: of random weights all are alike.
+    nn.init.normal_(regions.model.roi_heads.box_predictor.cls_score.weight, std=1.5)
+    photos = torch.randint(0, 256, (40, 3, 80, 96), dtype=torch.uint8)
+    found = model(list(photos))
+    boxes = {key: torch.cat([d[key] for d in found]) for key in ("boxes", "labels")}
+    boxes |= {key: torch.cat([d[key] for d in found]) for key in ("logits", "features")}
+    even, odd = ({k: v[start::2] for k, v in boxes.items()} for start in (0, 1))
+    model.fit_scores(even["features"], even["labels"])
+    model.calibrate(odd)
+    return model

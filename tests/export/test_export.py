@@ -17,8 +17,6 @@ from knownot.export.export import export_model
 from knownot.export.parity import check_parity, generated_photos
 from knownot.export.torch_program import load_program
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.detector import UnknownAwareDetector
-from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.runtime import OnnxClassifier
 from knownot.training.config import make_config
 from knownot.training.train import train
@@ -148,9 +146,6 @@ def test_what_cannot_be_exported_is_told_before_the_work(tmp_path: Path) -> None
     model.calibrations = {}
     with pytest.raises(ModelFileError, match="not calibrated"):
         export_model(model, tmp_path / "model.onnx")
-    regions = FasterRCNNRegions(2, FasterRCNNSettings(image_size=64), weights="none")
-    with pytest.raises(ConfigError, match="only classifiers"):
-        export_model(UnknownAwareDetector(regions, ["a", "b"]), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == [taken]
 
 

@@ -71,7 +71,7 @@ def test_files_of_others_are_refused(exported_file: Path, tmp_path: Path) -> Non
         (b"\x99" * 50, description, "ONNX Runtime cannot load"),
         (b"", "{", "its description is damaged"),
         (b"", description.replace('"alpha": 0.05', '"alpha": 7'), "its description is damaged"),
-        (b"", description.replace('"classify"', '"detect"'), "'detect' model.*export it anew"),
+        (b"", description.replace('"classify"', '"segment"'), "'segment' model.*export it anew"),
     ):
         other.write_bytes(sealed(model, text))
         with pytest.raises(ModelFileError, match=reason):

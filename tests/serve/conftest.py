@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from knownot.data.inbox import Inbox
-from knownot.runtime import OnnxClassifier
+from knownot.runtime import open_onnx
 from knownot.serve.app import create_app
 from knownot.serve.limits import Limits
-from knownot.serve.served_model import ServedClassifier
+from knownot.serve.served_model import served
 from knownot.serve.server import listen, make_server
 from knownot.serve.service import Batching, Service
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
@@ -69,8 +69,8 @@ def running(
     inbox: Inbox | None = None,
 ) -> Iterator[Running]:
     """uvicorn in a thread, on a free port, until the block ends."""
-    served = ServedClassifier(OnnxClassifier(model, threads=1))
-    app = create_app(served, limits, batching, api_key=api_key, samples=samples, inbox=inbox)
+    loaded = served(open_onnx(model, threads=1))
+    app = create_app(loaded, limits, batching, api_key=api_key, samples=samples, inbox=inbox)
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = make_server(app, limits)

@@ -19,7 +19,7 @@ class Format(StrEnum):
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder of a classifier.")],
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -32,7 +32,9 @@ def export(
     photos: Annotated[
         list[str] | None,
         typer.Option(
-            "--photos", help="Files, folders or globs to compare on, beside generated photos."
+            "--photos",
+            help="Files, folders or globs to compare on, beside generated photos. (default: of a "
+            "detector 16 of its validation photos)",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
@@ -43,18 +45,25 @@ def export(
 
     [bold]knownot export model/ -o model.onnx --photos test/[/]
 
-    Model and file answer for the same photos; if a label or a score differs, nothing is written.
+    [bold]knownot export detector/ -o detector.onnx --photos test/[/]
+
+    Model and file answer for the same photos; if a label, a score or a box differs, nothing is
+    written. A detector needs photos with objects, as generated ones hold hardly any: yours, or those
+    that it was validated on, where they still are.
     """
     from dataclasses import asdict
 
     from knownot.cli.photo_arguments import expand
     from knownot.export.export import ENDINGS, check_output, export_model
+    from knownot.export.validation_photos import validation_photos
     from knownot.models.model_folder import load
 
     output = output or Path(model.resolve().name + ENDINGS[form.value])
     check_output(output, overwrite)
-    paths = expand(photos or [])
     loaded = load(model)
+    paths = expand(photos or [])
+    if not paths and loaded.task == "detect":
+        paths = validation_photos(model)
     with photo_progress(json_output) as begin:
         metadata = export_model(
             loaded,
@@ -82,9 +91,12 @@ def export(
     given = ""
     if parity["given"]:
         given = f", of yours {parity['max_difference_given']:.1e}"
+    compared = "each by two ways"
+    if metadata.task == "detect":
+        compared = f"{parity['answers']} boxes"
     stdout().print(
         f"same label and unknown flag for {parity['photos']} photos ({parity['given']} of yours), "
-        f"each by two ways; largest difference of the score {parity['max_difference']:.1e}{given}; "
+        f"{compared}; largest difference of the score {parity['max_difference']:.1e}{given}; "
         f"relative {parity['max_relative']:.1e}, allowed {parity['tolerance']:.0e}"
     )
     if form is Format.onnx:

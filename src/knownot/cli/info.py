@@ -67,11 +67,12 @@ def _installation() -> dict[str, Any]:
 def _exported(file: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from knownot.runtime import OnnxClassifier
+    from knownot.runtime import open_onnx
 
-    facts = asdict(OnnxClassifier(file).metadata)
+    facts = asdict(open_onnx(file).metadata)
     summary = facts.pop("calibration")
-    facts["calibration_photos"] = summary and summary["sizes"]
+    rows = "boxes" if facts["task"] == "detect" else "photos"
+    facts[f"calibration_{rows}"] = summary and summary["sizes"]
     return {name.replace("_", " "): value for name, value in facts.items()}
 
 

@@ -162,9 +162,9 @@ def _load(model: Path, device: str) -> Model:
         return load(model, device=device)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device: an exported model runs on the CPU, got {device!r}")
-    from knownot.runtime import OnnxClassifier
+    from knownot.runtime import open_onnx
 
-    return OnnxClassifier(model)
+    return open_onnx(model)
 
 
 def _check_options(form: Format, output: Path | None, annotations: Path | None) -> None:

@@ -9,9 +9,7 @@ import typer
 
 
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="File of `knownot export`, or the model folder of a classifier.")
-    ],
+    model: Annotated[str, typer.Argument(help="File of `knownot export`, or a model folder.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port; 0 for a free one, told in the log.")
@@ -26,7 +24,7 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds for one request, its upload included.")
     ] = 30,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Most photos that go through the model together.")
+        int, typer.Option(min=1, help="Most photos that go through a classifier together.")
     ] = 2,
     batch_wait: Annotated[
         float,
@@ -37,7 +35,10 @@ def serve(
         typer.Option(min=1, help="Batches that run at the same time. (default: usable cores)"),
     ] = None,
     drift_window: Annotated[
-        int, typer.Option(min=20, help="Last photos that the drift alarm watches.")
+        int,
+        typer.Option(
+            min=20, help="Last photos, or a detector's boxes, that the drift alarm watches."
+        ),
     ] = 500,
     samples: Annotated[
         Path | None,

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from knownot.data.coco import read_coco_names
 from knownot.errors import DataError
-from knownot.models.prediction import DetectionPrediction
-from knownot.models.unknown_aware import UNKNOWN
+from knownot.models.prediction import UNKNOWN, DetectionPrediction
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,8 @@ def ids_of(annotations: Path, photos: Iterable[Path], classes: Sequence[str]) ->
         DataError: If the file is not usable, has none of the photos or of the classes, a photo
             may be several of its images, or several photos are one image.
     """
+    from knownot.data.coco import read_coco_names  # loads torch
+
     names = read_coco_names(annotations)
     by_name: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
     for number, name in names.images:

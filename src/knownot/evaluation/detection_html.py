@@ -13,7 +13,7 @@ from knownot.errors import DataError
 from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes
 from knownot.evaluation.figures import histograms, roc_curves
 from knownot.evaluation.html import data_url, render
-from knownot.models.unknown_aware import UNKNOWN
+from knownot.models.prediction import UNKNOWN
 
 if TYPE_CHECKING:
     from torch import Tensor

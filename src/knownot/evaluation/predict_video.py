@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.detector import UnknownAwareDetector
     from knownot.runtime.classifier import ExportedClassifier
+    from knownot.runtime.detector import ExportedDetector
 
-    Model = UnknownAwareClassifier | UnknownAwareDetector | ExportedClassifier
+    Model = UnknownAwareClassifier | UnknownAwareDetector | ExportedClassifier | ExportedDetector
 Answer = Prediction | DetectionPrediction
 Progress = Callable[[str, int | None], Callable[[int], None]]
 

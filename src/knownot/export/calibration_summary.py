@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from knownot.core.calibration import CalibrationTable
-from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.unknown_aware import UnknownAwareModel
 from knownot.runtime.calibration_summary import CalibrationSummary, Histogram
 
 _BINS = 40
 
 
-def summarise(model: UnknownAwareClassifier) -> CalibrationSummary:
-    """Numbers of photos and histograms of their scores."""
+def summarise(model: UnknownAwareModel, groups: int) -> CalibrationSummary:
+    """Numbers of rows and histograms of their scores.
+
+    Args:
+        model: A calibrated model.
+        groups: Number of calibration groups that a row may be in.
+    """
     calibrations = model.calibrations
-    table = CalibrationTable(list(calibrations.values()), len(model.classes))
+    table = CalibrationTable(list(calibrations.values()), groups)
     sizes = table.sizes.tolist() if table.by_group else [table.scores.shape[1]]
     histograms = {}
     for name, calibration in calibrations.items():

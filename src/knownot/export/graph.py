@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from knownot.core.calibration import CalibrationTable, flagged
 from knownot.export.resize import centre_square
@@ -47,6 +48,13 @@ class ClassifierGraph(nn.Module):
         p_value = self.table(ood_score, score, output.logits.argmax(1))
         unknown = flagged(p_value, alpha)
         return output.logits, index, confidence, scores, ood_score, p_value, unknown
+
+    def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Dim] | None, ...]]:
+        """Inputs to trace it with, and which of their sizes are free."""
+        # Not square, and more than one: equal sizes, or a size of 1, would be taken for constants.
+        photos = torch.zeros(2, 60, 50, 3, dtype=torch.uint8)
+        scalars = torch.tensor(False), torch.tensor(0), torch.tensor(0.5, dtype=torch.float64)
+        return (photos, *scalars), ({0: Dim("N"), 1: Dim("H"), 2: Dim("W")}, None, None, None)
 
     def _squares(self, photos: Tensor, prepared: Tensor) -> Tensor:
         size, crop = self.model.preprocessing.image_size, self.model.preprocessing.crop

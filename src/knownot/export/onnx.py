@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from knownot.export.trace import quiet
-from knownot.runtime.metadata import INPUTS, OUTPUTS, ExportMetadata
+from knownot.runtime.metadata import DetectorMetadata, ExportMetadata
 from knownot.runtime.onnx_file import sealed
 
 
@@ -20,7 +20,12 @@ def onnx_writer(
     """A function from the final metadata to the bytes of the ONNX file."""
     with quiet():
         onnx_program = torch.onnx.export(
-            program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False
+            program,
+            dynamo=True,
+            input_names=metadata.inputs,
+            output_names=metadata.outputs,
+            custom_translation_table={torch.ops.aten.cdist.default: _cdist},
+            verbose=False,
         )
     assert onnx_program is not None
     model = _with_defaults(onnx_program.model_proto, metadata)
@@ -36,17 +41,33 @@ def _with_defaults(proto: Any, metadata: ExportMetadata) -> bytes:
         "score": np.array(metadata.scores.index(metadata.default_score)),
         "alpha": np.array(metadata.alpha),
     }
+    axes, rows = "NHW", ""
+    if isinstance(metadata, DetectorMetadata):
+        defaults["box_threshold"] = np.array(metadata.box_threshold, np.float32)
+        axes, rows = "HW", "B"
     # An initialiser with the name of an input is what the input is when it is not given.
     proto.graph.initializer.extend(
-        numpy_helper.from_array(value, name) for name, value in defaults.items()
+        numpy_helper.from_array(value, name)
+        for name, value in defaults.items()
+        if name in metadata.inputs
     )
     names: dict[str, str] = {}
-    for axis, dim in zip("NHW", proto.graph.input[0].type.tensor_type.shape.dim, strict=False):
+    for axis, dim in zip(axes, proto.graph.input[0].type.tensor_type.shape.dim, strict=False):
         names[dim.dim_param] = axis
     for value in (*proto.graph.input, *proto.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+                dim.dim_param = names.get(dim.dim_param, rows or dim.dim_param)
     del proto.graph.value_info[:]
     proto.producer_name = "knownot"
     return bytes(proto.SerializeToString())
+
+
+def _cdist(a: Any, b: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
+    """`torch.cdist`, which ONNX has not; the model asks for no other p."""
+    from onnxscript import opset20
+
+    op: Any = opset20
+    before_last, before_that, last = (op.Constant(value_ints=[axis]) for axis in (-2, -3, -1))
+    difference = op.Sub(op.Unsqueeze(a, before_last), op.Unsqueeze(b, before_that))
+    return op.ReduceL2(difference, last, keepdims=0)

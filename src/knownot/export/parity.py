@@ -15,7 +15,7 @@ from PIL import Image
 from knownot.data.photo import open_photo
 from knownot.errors import DataError, ExportError
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.prediction import Prediction
+from knownot.models.prediction import Detection, Prediction
 from knownot.runtime.classifier import ExportedClassifier
 
 # Of the score, or of its size where that is larger: float32 holds seven digits of any number.
@@ -59,8 +59,10 @@ class Parity:
         """The numbers, for the metadata."""
         return {key: value for key, value in vars(self).items() if key != "differences"}
 
-    def compare(self, name: str, expected: Prediction, found: Prediction) -> None:
-        """Take in two answers for the photo `name`."""
+    def compare(
+        self, name: str, expected: Prediction | Detection, found: Prediction | Detection
+    ) -> None:
+        """Take in two answers for the photo, or the box, `name`."""
         self.answers += 1
         gaps = {
             score: abs(value - found.scores[score]) / max(1.0, abs(value))
@@ -78,6 +80,15 @@ class Parity:
             self.differences.append(
                 f"{name}: {expected.label}, {worst} {expected.scores[worst]:.6f}, exported "
                 f"{found.label}, {found.scores[worst]:.6f}"
+            )
+
+    def refuse_differences(self) -> None:
+        """Raise `ExportError` if an answer differed."""
+        if self.differences:
+            told = "; ".join(self.differences[:_TOLD])
+            raise ExportError(
+                f"the exported model answers differently in {len(self.differences)} of "
+                f"{self.answers} cases, so it was not kept: {told}; docs/export.md tells what helps"
             )
 
 
@@ -108,21 +119,21 @@ def check_parity(
     parity.max_difference = 0.0
     for start in range(0, len(photos), _CHUNK):
         chunk = photos[start : start + _CHUNK]
-        readable = list(_readable(chunk))
+        readable = list(readable_photos(chunk))
         _compare(model, exported, readable, parity)
         parity.given += len(readable)
         advance(len(chunk))
     parity.max_difference_given = parity.max_difference
     parity.max_difference = max(generated, parity.max_difference)
+    refuse_unreadable(photos, parity)
+    parity.refuse_differences()
+    return parity
+
+
+def refuse_unreadable(photos: Sequence[Path], parity: Parity) -> None:
+    """Raise `DataError` if photos were given and none could be read."""
     if photos and parity.given == 0:
         raise DataError(f"photos: none of the {len(photos)} can be read, first {photos[0]}")
-    if parity.differences:
-        told = "; ".join(parity.differences[:_TOLD])
-        raise ExportError(
-            f"the exported model answers differently in {len(parity.differences)} of "
-            f"{parity.answers} cases, so it was not kept: {told}; docs/export.md tells what helps"
-        )
-    return parity
 
 
 def generated_photos(size: int) -> Iterator[tuple[str, Image.Image]]:
@@ -141,7 +152,8 @@ def generated_photos(size: int) -> Iterator[tuple[str, Image.Image]]:
         yield f"flat {shade}", Image.new("RGB", (50, 40), (shade,) * 3)
 
 
-def _readable(paths: Sequence[Path]) -> Iterator[tuple[str, Image.Image]]:
+def readable_photos(paths: Sequence[Path]) -> Iterator[tuple[str, Image.Image]]:
+    """The photos that can be read, with their names."""
     for path in paths:
         with suppress(DataError):
             yield str(path), open_photo(path)

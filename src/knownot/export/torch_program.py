@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from knownot.runtime.classifier import ExportedClassifier
-from knownot.runtime.metadata import INPUTS, ExportMetadata
+from knownot.runtime.metadata import ClassifierMetadata, ExportMetadata
 
 # The description's name among the file's extra files.
 DESCRIPTION = "knownot.json"
@@ -39,9 +39,12 @@ def load_program(path: Path) -> ExportedClassifier:
     """
     extra = {DESCRIPTION: ""}
     module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
+    metadata = ExportMetadata.from_json(extra[DESCRIPTION])
+    assert isinstance(metadata, ClassifierMetadata)
 
     def run(feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         with torch.no_grad():
-            return [out.numpy() for out in module(*(torch.from_numpy(feeds[i]) for i in INPUTS))]
+            inputs = (torch.from_numpy(feeds[name]) for name in metadata.inputs)
+            return [out.numpy() for out in module(*inputs)]
 
-    return ExportedClassifier(ExportMetadata.from_json(extra[DESCRIPTION]), run)
+    return ExportedClassifier(metadata, run)

@@ -6,44 +6,40 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from knownot.export.graph import ClassifierGraph
+_TALKATIVE = ("torch.onnx", "onnx_ir")
 
 
-def trace(graph: ClassifierGraph) -> ExportedProgram:
-    """The graph as a program for any number N of photos of any height H and width W."""
-    # Not square, and more than one: equal sizes, or a size of 1, would be taken for constants.
-    sample = torch.zeros(2, 60, 50, 3, dtype=torch.uint8)
-    scalars = torch.tensor(False), torch.tensor(0), torch.tensor(0.5, dtype=torch.float64)
-    free = {axis: Dim(name) for axis, name in enumerate("NHW")}
+class Traceable(Protocol):
+    """A module that knows with what it is traced."""
+
+    def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Dim] | None, ...]]:
+        """Inputs, and which of their sizes are free."""
+
+
+def trace(graph: Traceable) -> ExportedProgram:
+    """The graph as a program for inputs of any sizes, where these are free."""
+    assert isinstance(graph, nn.Module)
+    inputs, free = graph.example()
     with torch.no_grad(), quiet():
-        program = torch.export.export(
-            graph.eval(), (sample, *scalars), dynamic_shapes=(free, None, None, None)
-        )
-        decomposed: ExportedProgram = program.run_decompositions(
-            {torch.ops.aten.cdist.default: _cdist}
-        )
-    return decomposed
+        return torch.export.export(graph.eval(), inputs, dynamic_shapes=free, strict=False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the notes of the exporter, which speak to its developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in _TALKATIVE}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
-
-
-def _cdist(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
-    """`torch.cdist` in operations that ONNX has; the model asks for no other p."""
-    return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1).sqrt()
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -9,24 +9,27 @@ from typing import Any, TypeVar
 
 from knownot.data.read_ahead import read_ahead
 from knownot.data.spread import Workers
-from knownot.models.prediction import Prediction
+from knownot.models.prediction import DetectionPrediction, Prediction
 
 Pixels = TypeVar("Pixels")
+Answer = TypeVar("Answer", Prediction, DetectionPrediction)
 
 
 def answers_in_order(
     photos: Sequence[Any],
     read: Callable[[Any], Pixels],
-    answer: Callable[[list[Pixels]], list[Prediction]],
+    answer: Callable[[list[Pixels]], list[Answer]],
+    failed: Callable[[str], Answer],
     batch_size: int,
     workers: Workers,
-) -> Iterator[Prediction]:
-    """One `Prediction` for each photo, in order; one that cannot be read has `error` set.
+) -> Iterator[Answer]:
+    """One answer for each photo, in order; one that cannot be read has `error` set.
 
     Args:
         photos: Whatever `read` takes; paths are repeated in the answers.
         read: Decodes one photo, in a thread; raises `DataError` for a bad one.
         answer: Answers for decoded photos, in a thread of `workers`.
+        failed: The answer with such an `error`.
         batch_size: Photos given to `answer` together.
         workers: Compute the batches.
     """
@@ -36,10 +39,10 @@ def answers_in_order(
     batches = read_ahead(items, lambda item: read(item.photo), batch_size, skipped)
     for indices, predictions in workers.spread(batches, answer):
         for index, prediction in zip(indices, predictions, strict=True):
-            yield from _failures(skipped, photos, done, index)
+            yield from _failures(skipped, photos, done, index, failed)
             yield _with_path(prediction, photos[index])
             done = index + 1
-    yield from _failures(skipped, photos, done, len(photos))
+    yield from _failures(skipped, photos, done, len(photos), failed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +54,17 @@ class _Item:
 
 
 def _failures(
-    skipped: dict[Any, str], photos: Sequence[Any], start: int, stop: int
-) -> Iterator[Prediction]:
+    skipped: dict[Any, str],
+    photos: Sequence[Any],
+    start: int,
+    stop: int,
+    failed: Callable[[str], Answer],
+) -> Iterator[Answer]:
     errors = {item.index: reason for item, reason in skipped.items()}
-    nan = float("nan")
     for index in range(start, stop):
         if index in errors:
-            failed = Prediction("", False, nan, nan, error=errors[index])
-            yield _with_path(failed, photos[index])
+            yield _with_path(failed(errors[index]), photos[index])
 
 
-def _with_path(prediction: Prediction, photo: Any) -> Prediction:
-    return replace(prediction, path=str(photo)) if isinstance(photo, (str, Path)) else prediction
+def _with_path(answer: Answer, photo: Any) -> Answer:
+    return replace(answer, path=str(photo)) if isinstance(photo, (str, Path)) else answer

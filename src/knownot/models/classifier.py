@@ -17,9 +17,9 @@ from knownot.data.given_photos import as_list, to_pil
 from knownot.errors import ConfigError
 from knownot.models.answers import answers_in_order
 from knownot.models.cpu_workers import cpu_workers
-from knownot.models.prediction import Prediction
+from knownot.models.prediction import UNKNOWN, Prediction
 from knownot.models.preprocessing import Preprocessing
-from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
+from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
 
 # Small batches keep the activations of one photo in the cache; on CPUs larger ones are slower.
 CPU_BATCH, GPU_BATCH = 8, 64
@@ -206,6 +206,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
                     photos,
                     self._pixels,
                     lambda pixels: self._answer(torch.stack(pixels), alpha, score),
+                    Prediction.failed,
                     size,
                     workers,
                 )

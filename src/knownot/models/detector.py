@@ -15,10 +15,10 @@ from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError
-from knownot.models.prediction import Detection, DetectionPrediction
+from knownot.models.prediction import UNKNOWN, Detection, DetectionPrediction
 from knownot.models.regions import Detections, RegionModel, Targets
 from knownot.models.shown_boxes import highest_unclaimed, unclaimed, without_repeats
-from knownot.models.unknown_aware import UNKNOWN, UnknownAwareModel, VosSettings
+from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
 
 # COCO's borders between small, medium and large objects, square pixels.
 SIZE_BORDERS = (32.0**2, 96.0**2)
@@ -130,7 +130,8 @@ class UnknownAwareDetector(UnknownAwareModel):
         """Calibration group (B,) of boxes (B, 4) and labels (B,): class and size of the box."""
         sides = boxes[:, 2:] - boxes[:, :2]
         borders = torch.tensor(SIZE_BORDERS, device=boxes.device)
-        size = torch.bucketize(sides.prod(1), borders)
+        # Comparisons export to any runtime, unlike a search.
+        size = (sides.prod(1).unsqueeze(1) > borders).sum(1)
         return labels * (len(SIZE_BORDERS) + 1) + size
 
     def calibrate(self, detections: Detections, known: Tensor | None = None) -> None:

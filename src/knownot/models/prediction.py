@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# The label of what is no known class.
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -35,6 +38,11 @@ class Prediction:
     error: str | None = None
     frame: int | None = None
     time: float | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Prediction:
+        """The answer for a photo that could not be read."""
+        return cls("", False, float("nan"), float("nan"), error=error)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON; numbers that do not exist (a photo with an error) are None."""
@@ -93,6 +101,11 @@ class DetectionPrediction:
     error: str | None = None
     frame: int | None = None
     time: float | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> DetectionPrediction:
+        """The answer for a photo that could not be read."""
+        return cls([], 0, 0, error=error)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""

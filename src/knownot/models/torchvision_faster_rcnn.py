@@ -17,6 +17,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops.poolers import initLevelMapper
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import pixel_statistics
@@ -84,6 +85,7 @@ class FasterRCNNRegions(RegionModel):
         self.model = build(num_classes, settings, weights, limits)
         self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
         self.model.rpn = RememberingProposals.of(self.model.rpn)
+        _fix_scales(self.model)
         self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = settings.feature_dim
@@ -229,6 +231,24 @@ class RememberingProposals(RegionProposalNetwork):  # type: ignore[misc]
         kept = list(zip(*self._kept, strict=True))
         del self._kept
         return kept
+
+
+@torch.no_grad()
+def _fix_scales(model: FasterRCNN) -> None:
+    """Set the scales of the feature maps, which torchvision would take from the first photo.
+
+    A narrow one, mostly padding, would set them wrong for all that follow.
+    """
+    side, training = 256, model.training
+    maps = model.eval().backbone(torch.zeros(1, 3, side, side))
+    model.train(training)
+    pool = model.roi_heads.box_roi_pool
+    strides = [side // maps[name].shape[-1] for name in pool.featmap_names if name in maps]
+    pool.scales = [1 / stride for stride in strides]
+    first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
+    pool.map_levels = initLevelMapper(
+        first, last, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level
+    )
 
 
 def _on_timm(

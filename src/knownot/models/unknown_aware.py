@@ -20,7 +20,6 @@ from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.errors import ConfigError, ModelFileError
 from knownot.models.hub import HubMethods
 
-UNKNOWN = "unknown"
 COMBINED = "combined"
 ScoreName = Literal["energy", "vos", "msp", "mahalanobis", "knn", "combined"]
 # The parts of the default score: what the method trains, and what the features give for free.

@@ -14,7 +14,7 @@ class Histogram:
 
     Attributes:
         edges: B + 1 finite numbers, ascending; the last bin holds its upper edge.
-        counts: B numbers of photos, at least 0.
+        counts: B numbers of photos, or of a detector boxes, at least 0.
     """
 
     edges: list[float]
@@ -23,11 +23,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """Scores of the held-out known photos that p-values are taken among.
+    """Scores of the held-out known photos, or of a detector boxes, that p-values are taken among.
 
     Attributes:
-        sizes: How many photos a p-value is taken among: one number, or where calibration is by
-            class one for each class.
+        sizes: How many of them a p-value is taken among: one number, or where calibration is by
+            class one for each class (of a detector: small, medium and large boxes of each class).
         histograms: Their scores, by name of the score.
     """
 

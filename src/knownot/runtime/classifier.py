@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,21 +16,24 @@ from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.data.spread import Workers, threads_for
 from knownot.data.square import centre_square, least_side
-from knownot.errors import ConfigError, MissingExtraError, ModelFileError
+from knownot.errors import ModelFileError
 from knownot.models.answers import answers_in_order
-from knownot.models.prediction import Prediction
-from knownot.runtime.metadata import INPUTS, OUTPUTS, ExportMetadata
-from knownot.runtime.onnx_file import unsealed
-from knownot.runtime.sessions import Sessions
+from knownot.models.prediction import UNKNOWN, Prediction
+from knownot.runtime.exported import (
+    ExportedModel,
+    OpenedFile,
+    Pixels,
+    Run,
+    open_file,
+    start,
+)
+from knownot.runtime.metadata import ClassifierMetadata
 
 # As in the torch model: small batches keep the activations in the cache.
 _BATCH = 8
-_UNKNOWN = "unknown"
-Pixels = NDArray[np.uint8]
-Run = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 
 
-class ExportedClassifier:
+class ExportedClassifier(ExportedModel[ClassifierMetadata]):
     """A classifier whose graph some runtime runs.
 
     The graph holds every formula; here photos are opened, cut to squares by the code that the
@@ -48,37 +51,10 @@ class ExportedClassifier:
 
     task: ClassVar[Literal["classify", "detect"]] = "classify"
 
-    def __init__(
-        self,
-        metadata: ExportMetadata,
-        run: Run,
-        run_on_one_core: Run | None = None,
-        cores: int = 1,
-    ) -> None:
-        self.metadata = metadata
-        self._run = run
-        self._run_on_one_core = run_on_one_core or run
-        self._cores = cores
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names."""
-        return self.metadata.classes
-
-    @property
-    def alpha(self) -> float:
-        """Share of in-distribution photos that may be called unknown."""
-        return self.metadata.alpha
-
     @property
     def batch_size(self) -> int:
         """Photos that go through the graph together."""
         return _BATCH
-
-    @property
-    def default_score(self) -> str:
-        """Name of the score that decides."""
-        return self.metadata.default_score
 
     def predict(
         self,
@@ -114,6 +90,7 @@ class ExportedClassifier:
                 photos,
                 self._square,
                 lambda squares: self._answer(np.stack(squares), True, settings, run),
+                Prediction.failed,
                 size,
                 Workers(count, pool if count > 1 else None),
             )
@@ -145,18 +122,8 @@ class ExportedClassifier:
         Raises:
             ConfigError: If there is no such score, or alpha is out of range.
         """
-        found = self._outputs(squares, True, self._settings(alpha, score))
+        found = self._found(squares, True, self._settings(alpha, score))
         return self._in_words(found), found["logits"]
-
-    def _settings(self, alpha: float | None, score: str | None) -> dict[str, Any]:
-        alpha = self.alpha if alpha is None else alpha
-        if not 0 < alpha < 1:
-            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
-        score = score or self.default_score
-        names = self.metadata.scores
-        if score not in names:
-            raise ConfigError(f"score: expected one of {', '.join(names)}, got {score!r}")
-        return {"score": np.array(names.index(score)), "alpha": np.array(alpha)}
 
     def _square(self, photo: Any) -> Pixels:
         if isinstance(photo, (str, Path)):
@@ -166,19 +133,19 @@ class ExportedClassifier:
     def _answer(
         self, photos: Pixels, prepared: bool, settings: dict[str, Any], run: Run | None = None
     ) -> list[Prediction]:
-        return self._in_words(self._outputs(photos, prepared, settings, run))
+        return self._in_words(self._found(photos, prepared, settings, run))
 
-    def _outputs(
+    def _found(
         self, photos: Pixels, prepared: bool, settings: dict[str, Any], run: Run | None = None
     ) -> dict[str, NDArray[Any]]:
-        feeds = dict(zip(INPUTS[:2], (photos, np.array(prepared)), strict=True))
-        return dict(zip(OUTPUTS, (run or self._run)(feeds | settings), strict=True))
+        feeds = {"photos": photos, "prepared": np.array(prepared), **settings}
+        return self._outputs(feeds, run)
 
     def _in_words(self, found: dict[str, NDArray[Any]]) -> list[Prediction]:
-        columns = (found[name].tolist() for name in OUTPUTS[1:])
+        columns = (found[name].tolist() for name in self.metadata.outputs[1:])
         return [
             Prediction(
-                label=_UNKNOWN if unknown else self.classes[k],
+                label=UNKNOWN if unknown else self.classes[k],
                 is_unknown=unknown,
                 ood_score=ood_score,
                 p_value=p_value,
@@ -199,28 +166,18 @@ class OnnxClassifier(ExportedClassifier):
             on one; all usable cores if not given.
 
     Raises:
-        ModelFileError: If the file is missing, damaged, or not such a model.
+        ModelFileError: If the file is missing, damaged, or holds no classifier.
         MissingExtraError: If ONNX Runtime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError:
-            raise MissingExtraError("onnxruntime", "runtime", "an exported model") from None
-        path = Path(path)
-        data, description = unsealed(path)
-        try:
-            metadata = ExportMetadata.from_json(description)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from None
+    def __init__(self, path: str | Path | OpenedFile, *, threads: int | None = None) -> None:
+        opened = path if isinstance(path, OpenedFile) else open_file(path)
+        metadata = opened.metadata
+        if not isinstance(metadata, ClassifierMetadata):
+            raise ModelFileError(
+                f"{opened.path}: holds a detector, not a classifier; open it with "
+                "knownot.runtime.open_onnx"
+            )
         cores = threads or usable_cores()
-        try:
-            sessions = Sessions(data, cores)
-        except Exception as error:  # ONNX Runtime's errors share no base of their own
-            first_line = str(error).strip().splitlines()[0][:200]
-            raise ModelFileError(f"{path}: ONNX Runtime cannot load it ({first_line})") from None
-        if sessions.outputs != OUTPUTS:
-            names = ", ".join(sessions.outputs)
-            raise ModelFileError(f"{path}: has outputs {names}; export it anew")
+        sessions = start(opened, cores)
         super().__init__(metadata, sessions.run, sessions.run_on_one_core, cores)

@@ -4,48 +4,45 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from knownot.errors import ModelFileError
 from knownot.runtime.calibration_summary import CalibrationSummary
 
 FORMAT_VERSION = 1
-# Names of the graph's inputs and outputs, in order. The inputs after the first have defaults.
-INPUTS = ("photos", "prepared", "score", "alpha")
-OUTPUTS = (
-    "logits",
-    "class_index",
-    "confidence",
-    "scores",
-    "ood_score",
-    "p_value",
-    "is_unknown",
-)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportMetadata:
-    """Description of an exported model.
+    """Description of an exported model; what classifiers and detectors share.
+
+    A row is a photo (classifier) or a box (detector).
 
     Attributes:
-        classes: Class names, in the order of the logits.
+        classes: Class names, in the order of the class logits.
         scores: Names of the scores, in the order of the graph's `scores`.
         default_score: The one that decides.
-        alpha: Share of in-distribution photos that may be called unknown.
-        threshold: The default score above which a photo is unknown at `alpha`, of the calibration
-            of all classes together; None if it is infinite. The graph decides by p-values.
-        classwise: Whether calibration is by predicted class.
-        image_size: Side S of the squares that the backbone sees, in pixels.
-        crop: Share of a photo's shorter side that the centre crop keeps.
+        alpha: Share of in-distribution rows that may be called unknown.
+        threshold: The default score above which a row is unknown at `alpha`, of the calibration of
+            all groups together; None if it is infinite. The graph decides by p-values.
+        classwise: Whether calibration is by predicted class (of a detector by class and size).
+        image_size: Side S of the squares that the backbone sees, or the shorter side of the photo
+            that a detector sees, in pixels.
         mean: Channel means (RGB, in [0, 1]) subtracted inside the graph.
         std: Channel standard deviations divided by inside the graph.
-        task: "classify".
+        task: "classify" or "detect".
         precision: Number format of the weights.
         versions: Versions of the packages that made the file.
         parity: What the comparison with the torch model measured.
-        calibration: How many photos calibrated it, and histograms of their scores.
+        calibration: How many rows calibrated it, and histograms of their scores.
         format_version: Version of this description.
+        inputs: Names of the graph's inputs, in order; those after the first have defaults.
+        outputs: Names of the graph's outputs, in order.
     """
+
+    inputs: ClassVar[tuple[str, ...]]
+    outputs: ClassVar[tuple[str, ...]]
+    least_classes: ClassVar[int]
 
     classes: list[str]
     scores: list[str]
@@ -54,10 +51,9 @@ class ExportMetadata:
     threshold: float | None
     classwise: bool
     image_size: int
-    crop: float
     mean: list[float]
     std: list[float]
-    task: str = "classify"
+    task: str
     precision: str = "float32"
     versions: dict[str, str] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
@@ -68,8 +64,8 @@ class ExportMetadata:
         """As one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
-    @classmethod
-    def from_json(cls, text: str) -> ExportMetadata:
+    @staticmethod
+    def from_json(text: str) -> ClassifierMetadata | DetectorMetadata:
         """Read what `to_json` wrote.
 
         Raises:
@@ -78,17 +74,19 @@ class ExportMetadata:
         try:
             data = json.loads(text)
             version, task = data["format_version"], data["task"]
+            kind = _KINDS.get(task)
         except (ValueError, TypeError, KeyError):
             raise ModelFileError("its description is damaged") from None
-        if version != FORMAT_VERSION or task != "classify":
+        if version != FORMAT_VERSION or kind is None:
             raise ModelFileError(
                 f"holds a {task!r} model in format {version!r}; this version of knownot reads "
-                f"classifiers in format {FORMAT_VERSION}: export it anew or update knownot"
+                f"classifiers and detectors in format {FORMAT_VERSION}: export it anew or update "
+                "knownot"
             )
         try:
             if data.get("calibration") is not None:
                 data["calibration"] = CalibrationSummary.from_dict(data["calibration"])
-            metadata = cls(**data)
+            metadata = kind(**data)
             metadata._check()
         except (TypeError, ValueError, KeyError, AttributeError):
             raise ModelFileError("its description is damaged") from None
@@ -98,11 +96,77 @@ class ExportMetadata:
         names = [*self.classes, *self.scores]
         if not (
             all(isinstance(name, str) for name in names)
-            and len(self.classes) >= 2
+            and len(self.classes) >= self.least_classes
             and self.default_score in self.scores
             and 0 < self.alpha < 1
             and isinstance(self.image_size, int)
-            and 8 <= self.image_size <= 2048
-            and 0 < self.crop <= 1
+            and 8 <= self.image_size <= 4096
         ):
             raise ValueError("out of range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierMetadata(ExportMetadata):
+    """Description of an exported classifier.
+
+    Attributes:
+        crop: Share of a photo's shorter side that the centre crop keeps.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("photos", "prepared", "score", "alpha")
+    outputs: ClassVar[tuple[str, ...]] = (
+        "logits",
+        "class_index",
+        "confidence",
+        "scores",
+        "ood_score",
+        "p_value",
+        "is_unknown",
+    )
+    least_classes: ClassVar[int] = 2
+
+    crop: float
+    task: str = "classify"
+
+    def _check(self) -> None:
+        super()._check()
+        if not 0 < self.crop <= 1:
+            raise ValueError("crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorMetadata(ExportMetadata):
+    """Description of an exported detector.
+
+    Attributes:
+        longest_side: What the longer side of the photo that it sees may be, in pixels.
+        box_threshold: Least confidence of a box that is shown, in [0, 1].
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("photo", "score", "alpha", "box_threshold")
+    outputs: ClassVar[tuple[str, ...]] = (
+        "boxes",
+        "class_index",
+        "confidence",
+        "logits",
+        "scores",
+        "ood_score",
+        "p_value",
+        "is_unknown",
+    )
+    least_classes: ClassVar[int] = 1
+
+    longest_side: int
+    box_threshold: float
+    task: str = "detect"
+
+    def _check(self) -> None:
+        super()._check()
+        if not (0 <= self.box_threshold <= 1 and isinstance(self.longest_side, int)):
+            raise ValueError("box_threshold, longest_side")
+
+
+_KINDS: dict[str, type[ClassifierMetadata] | type[DetectorMetadata]] = {
+    "classify": ClassifierMetadata,
+    "detect": DetectorMetadata,
+}

@@ -13,7 +13,7 @@ from knownot.data.spread import Workers
 from knownot.models.answers import answers_in_order
 from knownot.models.prediction import Prediction
 from knownot.runtime import OnnxClassifier
-from knownot.runtime.classifier import Pixels
+from knownot.runtime.exported import Pixels
 from knownot.scale.parts import ROWS
 from knownot.scale.sources import open_listed
 
@@ -49,7 +49,9 @@ class PartScorer:
             {"path": answer.path, "error": answer.error}
             if answer.error
             else {name: getattr(answer, name) for name in ROWS.names}
-            for answer in answers_in_order(photos, self._read, self._answer, size, Workers())
+            for answer in answers_in_order(
+                photos, self._read, self._answer, Prediction.failed, size, Workers()
+            )
         ]
 
     def _read(self, photo: str) -> Pixels:

@@ -24,7 +24,7 @@ from knownot.serve.exchange import Exchange, problem
 from knownot.serve.limits import Limits
 from knownot.serve.refused import RefusedError
 from knownot.serve.schemas import Answers, Health, LimitsInfo, ModelInfo, Problem
-from knownot.serve.served_model import ServedClassifier, Settings
+from knownot.serve.served_model import ServedModel, Settings
 from knownot.serve.service import Batching, Service
 from knownot.serve.uploads import FIELD
 
@@ -63,7 +63,7 @@ _BODY = {
 
 
 def create_app(
-    model: ServedClassifier,
+    model: ServedModel[Any],
     limits: Limits | None = None,
     batching: Batching | None = None,
     *,
@@ -91,7 +91,7 @@ def create_app(
     app = FastAPI(
         title="knownot",
         version=knownot.__version__,
-        summary="Photo classification that answers `unknown` instead of guessing.",
+        summary="Photo classification and object detection that answers `unknown` instead of guessing.",
         lifespan=lifespan,
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,

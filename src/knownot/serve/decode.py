@@ -19,12 +19,12 @@ _NAMED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _SCAN, _MAX_SCANS = b"\xff\xda", 100
 
 
-def decode(upload: Upload, at_least: int, max_pixels: int) -> Image.Image:
+def decode(upload: Upload, at_least: int | None, max_pixels: int) -> Image.Image:
     """Decode to RGB, upright, as `open_photo` does; takes long, so call it in a thread.
 
     Args:
         upload: The photo.
-        at_least: Shortest side in pixels that is needed.
+        at_least: Shortest side in pixels that is needed; None for all of it.
         max_pixels: Limit of width times height.
 
     Raises:

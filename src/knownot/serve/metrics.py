@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +19,7 @@ from prometheus_client import (
 from knownot.serve.drift import DriftAlarm
 from knownot.serve.load import Load
 from knownot.serve.schemas import PhotoAnswer
-from knownot.serve.served_model import ServedClassifier
+from knownot.serve.served_model import ServedModel
 
 _LATENCY = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 _BATCHES = (1, 2, 4, 8, 16, 32)
@@ -34,7 +35,7 @@ class Metrics:
         drift: The alarm.
     """
 
-    def __init__(self, model: ServedClassifier, load: Load, drift: DriftAlarm) -> None:
+    def __init__(self, model: ServedModel[Any], load: Load, drift: DriftAlarm) -> None:
         self._default_score = model.defaults.score
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -51,7 +52,7 @@ class Metrics:
         )
         self._photos = Counter(
             "knownot_photos",
-            "Photos by answer: known, unknown, error.",
+            "Photos by answer: known, unknown (a detector: any of its boxes), error.",
             ["answer"],
             registry=registry,
         )
@@ -59,7 +60,7 @@ class Metrics:
             self._photos.labels(answer)
         self._scores = Histogram(
             "knownot_ood_score",
-            f"Score {self._default_score!r} of the photos; larger is more out-of-distribution.",
+            f"Score {self._default_score!r} of the {model.judged}; larger is more out-of-distribution.",
             buckets=score_buckets(model),
             registry=registry,
         )
@@ -72,7 +73,11 @@ class Metrics:
         for name, text, read in (
             ("queue_photos", "Photos accepted and not answered yet.", lambda: load.photos),
             ("upload_bytes", "Bytes of uploads in memory.", lambda: load.upload_bytes),
-            ("unknown_rate", "Share of unknown ones among the last photos.", lambda: drift.rate),
+            (
+                "unknown_rate",
+                f"Share of unknown ones among the last {model.judged}.",
+                lambda: drift.rate,
+            ),
             (
                 "drift",
                 "1 while the unknown rate is not what calibration promises.",
@@ -99,17 +104,20 @@ class Metrics:
             if answer.error is not None:
                 self._photos.labels("error").inc()
                 continue
-            self._photos.labels("unknown" if answer.is_unknown else "known").inc()
-            score = answer.scores[self._default_score]
-            if score is not None and math.isfinite(score):
-                self._scores.observe(score)
+            judged = answer.judged()
+            unknown = any(one.is_unknown for one in judged)
+            self._photos.labels("unknown" if unknown else "known").inc()
+            for one in judged:
+                score = one.scores[self._default_score]
+                if score is not None and math.isfinite(score):
+                    self._scores.observe(score)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-def score_buckets(model: ServedClassifier) -> list[float]:
+def score_buckets(model: ServedModel[Any]) -> list[float]:
     """Edges from the calibration scores, twice as far, and the threshold."""
     metadata = model.metadata
     edges: set[float] = set()

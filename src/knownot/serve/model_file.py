@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from knownot.runtime import OnnxClassifier
+from knownot.runtime import OnnxClassifier, OnnxDetector, open_onnx
 from knownot.runtime.exported_file import exported_file
 from knownot.serve.logs import log
 
 
-def load_model(model: str | Path) -> OnnxClassifier:
+def load_model(model: str | Path) -> OnnxClassifier | OnnxDetector:
     """An exported file, or a model folder by way of the export and its comparison.
 
     Args:
@@ -21,4 +21,4 @@ def load_model(model: str | Path) -> OnnxClassifier:
     with exported_file(model, "serving", lambda: log("exporting", model=str(model))) as file:
         # One core for each batch, and as many batches at the same time: threads that share a batch
         # wait for each other, and longest where a core is busy with decoding.
-        return OnnxClassifier(file, threads=1)
+        return open_onnx(file, threads=1)

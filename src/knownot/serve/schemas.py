@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,7 +59,7 @@ class Box(BaseModel):
 
 
 class PhotoAnswer(BaseModel):
-    """The answer for one photo; `error` alone is set if it could not be read."""
+    """The answer for one photo: of a detector `boxes`; `error` alone if it could not be read."""
 
     name: str = Field(description="The file's name as it was sent.")
     label: str | None = Field(None, description="Class name, or `unknown`.")
@@ -72,6 +73,10 @@ class PhotoAnswer(BaseModel):
     scores: dict[str, float | None] = Field({}, description="Every ood_score by name.")
     boxes: list[Box] | None = Field(None, description="Objects; only of detectors.")
     error: Problem | None = None
+
+    def judged(self) -> Sequence[PhotoAnswer | Box]:
+        """What was called known or unknown: the photo itself, or a detector's boxes."""
+        return [self] if self.boxes is None else self.boxes
 
 
 class Answers(BaseModel):
@@ -113,11 +118,13 @@ class ModelInfo(BaseModel):
         description="The default score above which a photo is unknown at alpha; null if infinite."
     )
     classwise: bool = Field(description="Calibrated by class; the threshold is then of them all.")
+    box_threshold: float | None = Field(description="Least confidence of a detector's box.")
     calibration_photos: list[int] | None = Field(
-        description="Photos that p-values are taken among; of each class if classwise."
+        description="Photos, or a detector's boxes, that p-values are taken among; of each class "
+        "if classwise, of a detector of each class and size (small, medium, large)."
     )
     histograms: dict[str, HistogramInfo] = Field(
-        description="Scores of these photos, by name; empty for files exported earlier."
+        description="Their scores, by name; empty for files exported earlier."
     )
     image_size: int
     precision: str

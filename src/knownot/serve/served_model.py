@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from knownot.runtime import OnnxClassifier
-from knownot.serve.schemas import HistogramInfo, NearestClass, PhotoAnswer
+from knownot.runtime import OnnxClassifier, OnnxDetector
+from knownot.runtime.exported import Pixels
+from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata
+from knownot.serve.schemas import Box, HistogramInfo, NearestClass, PhotoAnswer
 
 _NEAREST = 5
 _TOLD = (
@@ -24,6 +26,7 @@ _TOLD = (
     "precision",
     "versions",
 )
+_Model = TypeVar("_Model", OnnxClassifier, OnnxDetector)
 
 
 class Settings(NamedTuple):
@@ -33,30 +36,61 @@ class Settings(NamedTuple):
     alpha: float
 
 
-class ServedClassifier:
-    """A classifier behind the service. A detector would offer the same attributes and methods.
+class ServedModel(Generic[_Model]):
+    """A model behind the service.
 
     Args:
         model: The exported model.
 
     Attributes:
+        judged: What alpha is a share of, and metrics and the drift alarm count.
+        together: Whether photos share batches. Where they do not, they are kept whole until their
+            turn, and few at a time.
         defaults: The model's own score and alpha.
         scores: Names of its scores.
         least_side: Shorter side in pixels that `prepare` has use for, or None for all of it.
     """
 
-    def __init__(self, model: OnnxClassifier) -> None:
-        self._model = model
-        self.metadata = model.metadata
+    judged: ClassVar[str]
+    together: ClassVar[bool]
+
+    def __init__(self, model: _Model) -> None:
+        self._model: _Model = model
+        self.metadata: ClassifierMetadata | DetectorMetadata = model.metadata
         self.defaults = Settings(model.default_score, model.alpha)
         self.scores = model.metadata.scores
-        self.least_side = model.least_side
+        self.least_side: int | None = model.least_side
 
-    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare(self, image: Image.Image) -> Pixels:
         """What is kept of a photo until its turn comes; takes time, so call it in a thread."""
-        return self._model.prepare(image)
+        pixels: Pixels = self._model.prepare(image)
+        return pixels
 
-    def answer(self, photos: list[NDArray[np.uint8]], settings: Settings) -> list[PhotoAnswer]:
+    def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
+        """Answers for prepared photos, without names."""
+        raise NotImplementedError  # abstract
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of `ModelInfo`, without the limits."""
+        metadata, summary = self.metadata, self.metadata.calibration
+        return {
+            **{name: getattr(metadata, name) for name in _TOLD},
+            "box_threshold": getattr(metadata, "box_threshold", None),
+            "calibration_photos": summary and summary.sizes,
+            "histograms": {
+                name: HistogramInfo(edges=histogram.edges, counts=histogram.counts)
+                for name, histogram in (summary.histograms if summary else {}).items()
+            },
+        }
+
+
+class ServedClassifier(ServedModel[OnnxClassifier]):
+    """A classifier: an answer for each photo."""
+
+    judged = "photos"
+    together = True
+
+    def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
         """Answers for prepared photos, without names."""
         squares = np.stack(photos)
         predictions, logits = self._model.answer_prepared(
@@ -76,18 +110,6 @@ class ServedClassifier:
             for answer, row in zip(predictions, logits, strict=True)
         ]
 
-    def describe(self) -> dict[str, Any]:
-        """The fields of `ModelInfo`, without the limits."""
-        metadata, summary = self.metadata, self.metadata.calibration
-        return {
-            **{name: getattr(metadata, name) for name in _TOLD},
-            "calibration_photos": summary and summary.sizes,
-            "histograms": {
-                name: HistogramInfo(edges=histogram.edges, counts=histogram.counts)
-                for name, histogram in (summary.histograms if summary else {}).items()
-            },
-        }
-
     def _nearest(self, logits: NDArray[np.float32]) -> list[NearestClass]:
         odds = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = odds / odds.sum()
@@ -95,3 +117,27 @@ class ServedClassifier:
         return [
             NearestClass(label=self.metadata.classes[k], probability=probabilities[k]) for k in best
         ]
+
+
+class ServedDetector(ServedModel[OnnxDetector]):
+    """A detector: the boxes of each photo."""
+
+    judged = "boxes"
+    together = False
+
+    def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
+        """Answers for prepared photos, without names."""
+        predictions = self._model.answer_prepared(
+            photos, alpha=settings.alpha, score=settings.score
+        )
+        return [
+            PhotoAnswer(name="", boxes=[Box(**vars(box)) for box in answer.boxes])
+            for answer in predictions
+        ]
+
+
+def served(model: OnnxClassifier | OnnxDetector) -> ServedClassifier | ServedDetector:
+    """The model behind the service."""
+    if isinstance(model, OnnxDetector):
+        return ServedDetector(model)
+    return ServedClassifier(model)

@@ -21,7 +21,7 @@ from knownot.serve.logs import log, set_up
 from knownot.serve.model_file import load_model
 from knownot.serve.protocol import ImpatientProtocol
 from knownot.serve.samples import load_samples
-from knownot.serve.served_model import ServedClassifier
+from knownot.serve.served_model import served
 from knownot.serve.service import Batching
 
 KEY_VARIABLE = "KNOWNOT_API_KEY"
@@ -61,7 +61,7 @@ def serve(
     # uvicorn ends with the signal that ended it; an export that it comes upon is cleaned up as well.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with listen(host, port) as listener:
-        served = ServedClassifier(load_model(model))
+        loaded = served(load_model(model))
         address = "http://{}:{}".format(
             f"[{host}]" if ":" in host else host, listener.getsockname()[1]
         )
@@ -72,7 +72,7 @@ def serve(
                 level=logging.WARNING,
                 address=address,
             )
-        app = create_app(served, limits, batching, api_key=key, samples=offered, inbox=inbox)
+        app = create_app(loaded, limits, batching, api_key=key, samples=offered, inbox=inbox)
         log("serving", address=address, model=str(model))
         make_server(app, limits, root_path).run(sockets=[listener])
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from knownot.serve.logs import log
 from knownot.serve.metrics import Metrics
 from knownot.serve.refused import RefusedError
 from knownot.serve.schemas import PhotoAnswer, Problem
-from knownot.serve.served_model import ServedClassifier, Settings
+from knownot.serve.served_model import ServedModel, Settings
 from knownot.serve.uploads import Upload, read_uploads
 
 
@@ -39,7 +39,7 @@ class Batching:
         size: Most photos in a batch. On a CPU a batch takes as long as its photos one by one, and
             who comes first waits for the last: large ones only delay.
         wait: Seconds that an idle model waits for photos that are being decoded.
-        drift_window: Last photos that the drift alarm watches.
+        drift_window: Last photos, or of a detector boxes, that the drift alarm watches.
     """
 
     threads: int | None = None
@@ -60,7 +60,7 @@ class Service:
 
     def __init__(
         self,
-        model: ServedClassifier,
+        model: ServedModel[Any],
         limits: Limits,
         batching: Batching,
         inbox: Inbox | None = None,
@@ -77,14 +77,19 @@ class Service:
         self._inbox = inbox
         self._batcher: Batcher[Any, Settings, PhotoAnswer]
         self._decoders: ThreadPoolExecutor
+        # Photos that are kept whole take up to 3 bytes a pixel: one in work and one decoded a thread.
+        self._room: AbstractAsyncContextManager[Any] = nullcontext()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Starts the threads, answers for a grey photo once, and stops the threads at the end."""
+        threads = self._batching.threads or usable_cores()
+        if not self.model.together:
+            self._room = asyncio.Semaphore(2 * threads)
         self._batcher = Batcher(
             self.model.answer,
-            threads=self._batching.threads or usable_cores(),
-            size=self._batching.size,
+            threads=threads,
+            size=self._batching.size if self.model.together else 1,
             wait=self._batching.wait,
             observe=self.metrics.batches.observe,
         )
@@ -130,6 +135,10 @@ class Service:
         return answers
 
     async def _answer(self, upload: Upload, settings: Settings, several: bool) -> PhotoAnswer:
+        async with self._room:
+            return await self._answer_now(upload, settings, several)
+
+    async def _answer_now(self, upload: Upload, settings: Settings, several: bool) -> PhotoAnswer:
         try:
             with self._batcher.announced():
                 photo = await asyncio.get_running_loop().run_in_executor(
@@ -159,12 +168,10 @@ class Service:
 
     def _keep(self, inbox: Inbox, upload: Upload, answer: PhotoAnswer) -> None:
         nearest = answer.nearest[0].label if answer.nearest else None
-        pixels = self.limits.photo_pixels
         try:
             inbox.keep_unknown(
                 {**answer.model_dump(), "nearest_class": nearest},
-                # Needed whole: at least more pixels wide than it may have pixels.
-                lambda: decode(upload, pixels, pixels),
+                lambda: decode(upload, None, self.limits.photo_pixels),
             )
         except (DataError, RefusedError) as error:  # a full disk is no reason not to answer
             log("unknown photo not kept", level=logging.WARNING, reason=str(error))
@@ -173,13 +180,13 @@ class Service:
         self.metrics.answers(answers)
         if settings != self.model.defaults:
             return  # the promise is about the model's own score and alpha
-        for answer in answers:
-            if answer.error is None and self.drift.observe(bool(answer.is_unknown)):
+        for one in (one for answer in answers if answer.error is None for one in answer.judged()):
+            if self.drift.observe(bool(one.is_unknown)):
                 low, high = (count / self.drift.window for count in self.drift.interval)
                 log(
                     "drift began" if self.drift.active else "drift ended",
                     level=logging.WARNING if self.drift.active else logging.INFO,
                     unknown_rate=self.drift.rate,
                     promised=[low, high],
-                    photos=self.drift.window,
+                    **{self.model.judged: self.drift.window},
                 )
