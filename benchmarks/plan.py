@@ -2,12 +2,13 @@
 
     python -m benchmarks plan
 
-Reads `cost.json`, written by `python -m benchmarks cost` (and by `score` and `ranks`, where they were run),
-and prints Markdown tables:
+Reads `cost.json` and `score.json`, which `python -m benchmarks cost` and `score` write, and prints
+Markdown tables:
 fit         milliseconds of a step as a sum of counted operations, each with one constant, fitted to all
             measured points; its error at each point when that point is left out of the fit
 models      operations, state and exchange of a step for ImageNet-1K and 21K, beside those of a ResNet-50
-photos      photos scored in an hour, and their price, by workers
+photos      seconds of a scoring job as those of its start and of each photo on a core, fitted; what
+            follows for more photos and cores, with the price of the cores
 Nothing here was run at that size: rows say from which counts they follow. Writes `<output>/plan.json`.
 """
 
@@ -27,6 +28,7 @@ TURNS = 128  # `classes_per_step`
 PLANNED = {"ImageNet-1K": (1000, 2048), "ImageNet-21K": (21_841, 2048)}
 BATCH = 256
 RANKS = (1, 8, 64)
+JOBS = ((1_000_000, 16), (100_000_000, 64), (100_000_000, 1024))  # photos, cores
 TERMS = ("calls", "moments", "factor", "placing", "last layer")
 
 
@@ -129,8 +131,30 @@ def plan_models(constants: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
+def plan_photos(jobs: list[dict[str, Any]], price: float) -> dict[str, Any]:
+    measured = np.array([job["seconds"] for job in jobs])
+    rows = np.array([[1.0, job["photos"] / job["workers"]] for job in jobs])
+    start, each = nnls(rows / measured[:, None], np.ones(len(jobs)))[0]
+    ratios = rows @ [start, each] / measured
+    print(
+        f"\n{len(jobs)} jobs: {start:.0f} s to start, {1000 * each:.1f} ms a photo on a core; "
+        f"predicted over measured seconds {ratios.min():.2f} to {ratios.max():.2f}\n"
+    )
+    print("| photos | cores | hours | photos an hour | price of the cores |\n|---|---|---|---|---|")
+    planned = []
+    for photos, cores in JOBS:
+        hours = (start + each * photos / cores) / 3600
+        row = {"photos": photos, "cores": cores, "hours": hours, "price": hours * cores * price}
+        planned.append(row)
+        print(
+            f"| {photos:,} | {cores} | {hours:.2f} | {photos / hours:,.0f} | {row['price']:,.2f} |"
+        )
+    return {"start_s": start, "photo_s": each, "ratios": ratios.tolist(), "jobs": planned}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--price", type=float, default=0.04, help="of a core for an hour")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     file = options.output / "cost.json"
@@ -139,7 +163,14 @@ def main() -> None:
     cost = json.loads(file.read_text())
     points = [p for p in cost["table"] + cost["curves"] if p["kind"] in ("window", "streaming")]
     fitted = plan_fit(points)
-    result = {"fit": fitted, "models": plan_models(np.array(list(fitted["constants"].values())))}
+    result: dict[str, Any] = {
+        "fit": fitted,
+        "models": plan_models(np.array(list(fitted["constants"].values()))),
+    }
+    score = options.output / "score.json"
+    if score.is_file():
+        jobs = json.loads(score.read_text())["jobs"]
+        result["photos"] = plan_photos(jobs, options.price)
     (options.output / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
