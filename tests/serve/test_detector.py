@@ -96,7 +96,7 @@ def test_unknown_boxes_are_kept_as_photos(
     exported_detector: tuple[Any, Path], tmp_path: Path
 ) -> None:
     with running(exported_detector[1], inbox=Inbox(tmp_path)) as server:
-        answers = server.predict(*(encoded(photo(seed, 200, 300)) for seed in range(4))).json()
+        answers = server.predict(*(encoded(photo(seed)) for seed in range(4))).json()
     unknown = [box for one in answers["photos"] for box in one["boxes"] if box["is_unknown"]]
     kept = [kept_facts(path) for path in sorted(tmp_path.glob("*.jpg"))]
     assert len(kept) == len(unknown) > 0

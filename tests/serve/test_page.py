@@ -191,6 +191,7 @@ def test_a_full_service_and_a_slow_one(opened: Opened, site: Running) -> None:
 
 def test_by_keyboard_alone(opened: Opened) -> None:
     page = opened(reduced_motion="reduce")
+    page.on("filechooser", lambda _: None)  # intercepted from now on, not some time after the key
     page.locator("#samples button").nth(1).wait_for()
 
     def tab_to(selector: str) -> None:
