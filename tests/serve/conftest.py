@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from knownot.data.inbox import Inbox
 from knownot.runtime import open_onnx
 from knownot.serve.app import create_app
 from knownot.serve.limits import Limits
@@ -65,10 +66,11 @@ def running(
     batching: Batching | None = None,
     api_key: str | None = None,
     samples: Sequence[bytes] = (),
+    inbox: Inbox | None = None,
 ) -> Iterator[Running]:
     """uvicorn in a thread, on a free port, until the block ends."""
     loaded = served(open_onnx(model, threads=1))
-    app = create_app(loaded, limits, batching, api_key=api_key, samples=samples)
+    app = create_app(loaded, limits, batching, api_key=api_key, samples=samples, inbox=inbox)
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = make_server(app, limits)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from knownot.data.inbox import Inbox, kept_facts
 from knownot.models.prediction import DetectionPrediction
 from knownot.runtime import OnnxDetector
 from knownot.serve.service import Batching
@@ -89,3 +90,15 @@ def test_boxes_are_counted_and_watched(server: Running, detector: OnnxDetector) 
     assert server.metric("knownot_ood_score_count") == len(flags)
     last = flags[-WINDOW:]
     assert server.metric("knownot_unknown_rate") == pytest.approx(sum(last) / len(last))
+
+
+def test_unknown_boxes_are_kept_as_photos(
+    exported_detector: tuple[Any, Path], tmp_path: Path
+) -> None:
+    with running(exported_detector[1], inbox=Inbox(tmp_path)) as server:
+        answers = server.predict(*(encoded(photo(seed)) for seed in range(4))).json()
+    unknown = [box for one in answers["photos"] for box in one["boxes"] if box["is_unknown"]]
+    kept = [kept_facts(path) for path in sorted(tmp_path.glob("*.jpg"))]
+    assert len(kept) == len(unknown) > 0
+    assert sorted(facts["box"] for facts in kept) == sorted(box["box"] for box in unknown)
+    assert {facts["nearest_class"] for facts in kept} == {box["nearest_class"] for box in unknown}

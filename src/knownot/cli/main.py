@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from knownot import __version__
-from knownot.cli import benchmark, demo, evaluate, export, info, predict, score, serve, train
+from knownot.cli import (
+    benchmark,
+    demo,
+    evaluate,
+    export,
+    info,
+    predict,
+    score,
+    serve,
+    train,
+    triage,
+)
 from knownot.cli.allocator import keep_freed_memory
 from knownot.errors import KnownotError
 
@@ -34,6 +45,7 @@ app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)
 app.command()(serve.serve)
+app.command()(triage.triage)
 app.command()(score.score)
 app.command()(benchmark.benchmark)
 app.command()(info.info)

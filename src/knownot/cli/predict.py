@@ -16,6 +16,7 @@ from knownot.cli.photo_arguments import expand, is_video
 from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from knownot.data.inbox import Inbox
     from knownot.evaluation.coco_results import CocoIds
     from knownot.evaluation.predict_video import Answer, Model, Progress
 
@@ -54,6 +55,14 @@ def predict(
         Path | None,
         typer.Option(help="Folder for annotated copies of the photos and videos."),
     ] = None,
+    keep_unknown: Annotated[
+        Path | None,
+        typer.Option(help="Folder that unknown photos, or boxes of them, are copied to."),
+    ] = None,
+    keep_most: Annotated[
+        int, typer.Option(min=1, help="Photos in that folder; the oldest go first.")
+    ] = 1000,
+    keep_mib: Annotated[int, typer.Option(min=1, help="MiB in that folder.")] = 1024,
     every: Annotated[int, typer.Option(min=1, help="Every how many frames of a video.")] = 1,
     score: Annotated[
         str | None,
@@ -85,6 +94,8 @@ def predict(
 
     [bold]knownot predict model/ 'new/*.jpg' -o answers.csv[/]
 
+    [bold]knownot predict model/ new/ --keep-unknown unknown/[/], then knownot triage unknown/
+
     [bold]knownot predict detector/ street.mp4 --every 5 --save-images seen/[/]
 
     [bold]knownot predict detector/ photos/ --format coco -o results.json[/]
@@ -105,6 +116,7 @@ def predict(
         from knownot.data.video import require_av
 
         require_av()
+    inbox = None if keep_unknown is None else _inbox(keep_unknown, keep_most, keep_mib, videos)
     loaded = _load(model, device)
     settings = _settings(loaded, form, score, alpha, box_threshold, proposals)
     ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
@@ -116,6 +128,8 @@ def predict(
         begin = stack.enter_context(photo_progress(form is not Format.table and output is None))
         for answer in _answers(loaded, paths, every, save_images, begin, settings):
             writer.write(answer)
+            if inbox is not None and answer.error is None:
+                _keep(inbox, answer)
             if answer.error:
                 failed.append(answer.error)
         writer.end()
@@ -123,6 +137,22 @@ def predict(
         stderr().print(f"[yellow]skipped[/] {error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _inbox(folder: Path, most: int, mebibytes: int, videos: list[Path]) -> Inbox:
+    if videos:
+        raise ConfigError(f"--keep-unknown: keeps photos, and {videos[0]} is a video; leave it out")
+    from knownot.data.inbox import Inbox
+
+    return Inbox(folder, most, mebibytes * 2**20)
+
+
+def _keep(inbox: Inbox, answer: Answer) -> None:
+    from knownot.data.photo import open_photo
+
+    path = answer.path
+    assert path is not None  # of files alone
+    inbox.keep_unknown(answer.to_dict(), lambda: open_photo(path))
 
 
 def _load(model: Path, device: str) -> Model:

@@ -44,6 +44,14 @@ def serve(
         Path | None,
         typer.Option(help="Folder of photos that the page offers to try; the first 12 by name."),
     ] = None,
+    keep_unknown: Annotated[
+        Path | None,
+        typer.Option(help="Folder that unknown photos, or boxes of them, are kept in."),
+    ] = None,
+    keep_most: Annotated[
+        int, typer.Option(min=1, help="Photos in that folder; the oldest go first.")
+    ] = 1000,
+    keep_mib: Annotated[int, typer.Option(min=1, help="MiB in that folder.")] = 1024,
     root_path: Annotated[
         str, typer.Option(help="Path under which a proxy shows the service, such as /photos.")
     ] = "",
@@ -68,10 +76,12 @@ def serve(
     for module, package in _NEEDS.items():
         if find_spec(module) is None:
             raise MissingExtraError(package, "serve", "the service")
+    from knownot.data.inbox import Inbox
     from knownot.serve.limits import Limits
     from knownot.serve.server import serve as run
     from knownot.serve.service import Batching
 
+    inbox = None if keep_unknown is None else Inbox(keep_unknown, keep_most, keep_mib * 2**20)
     run(
         model,
         host=host,
@@ -89,6 +99,7 @@ def serve(
         ),
         root_path=root_path,
         samples=samples,
+        inbox=inbox,
     )
 
 

@@ -18,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import knownot
+from knownot.data.inbox import Inbox
 from knownot.serve.decode import FORMATS
 from knownot.serve.exchange import Exchange, problem
 from knownot.serve.limits import Limits
@@ -68,6 +69,7 @@ def create_app(
     *,
     api_key: str | None = None,
     samples: Sequence[bytes] = (),
+    inbox: Inbox | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -77,8 +79,9 @@ def create_app(
         batching: How photos are put together.
         api_key: What clients must send as `Authorization: Bearer ...`; nothing if None.
         samples: JPEG files that the page offers to try.
+        inbox: Where unknown photos are kept.
     """
-    service = Service(model, limits or Limits(), batching or Batching())
+    service = Service(model, limits or Limits(), batching or Batching(), inbox)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -47,6 +47,7 @@ def load_samples(folder: Path) -> list[bytes]:
 def _encoded(path: Path) -> bytes:
     image = open_photo(path, at_least=_SIDE)
     image.thumbnail((_SIDE, _SIDE))
+    image.info.clear()  # Pillow writes a comment that it read
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()

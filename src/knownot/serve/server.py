@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from knownot.data.inbox import Inbox
 from knownot.errors import ConfigError
 from knownot.serve.app import create_app
 from knownot.serve.limits import Limits
@@ -36,6 +37,7 @@ def serve(
     batching: Batching | None = None,
     root_path: str = "",
     samples: Path | None = None,
+    inbox: Inbox | None = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what was accepted by then is still answered.
 
@@ -47,6 +49,7 @@ def serve(
         batching: How photos are put together.
         root_path: Path under which a proxy shows the service.
         samples: Folder of photos that the page offers to try.
+        inbox: Where unknown photos are kept.
 
     Raises:
         KnownotError: If the model cannot be served, or the address cannot be had.
@@ -69,7 +72,7 @@ def serve(
                 level=logging.WARNING,
                 address=address,
             )
-        app = create_app(loaded, limits, batching, api_key=key, samples=offered)
+        app = create_app(loaded, limits, batching, api_key=key, samples=offered, inbox=inbox)
         log("serving", address=address, model=str(model))
         make_server(app, limits, root_path).run(sockets=[listener])
 

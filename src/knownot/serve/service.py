@@ -15,6 +15,8 @@ from PIL import Image
 from starlette.requests import Request
 
 from knownot.data.cores import usable_cores
+from knownot.data.inbox import Inbox
+from knownot.errors import DataError
 from knownot.serve.batcher import Batcher
 from knownot.serve.decode import decode
 from knownot.serve.drift import DriftAlarm
@@ -53,9 +55,16 @@ class Service:
         model: The model that answers.
         limits: What is taken on.
         batching: How photos are put together.
+        inbox: Where photos are kept that the model calls unknown by its own score and alpha.
     """
 
-    def __init__(self, model: ServedModel[Any], limits: Limits, batching: Batching) -> None:
+    def __init__(
+        self,
+        model: ServedModel[Any],
+        limits: Limits,
+        batching: Batching,
+        inbox: Inbox | None = None,
+    ) -> None:
         self.model = model
         self.limits = limits
         self.load = Load(limits)
@@ -65,6 +74,7 @@ class Service:
         )
         self.metrics = Metrics(model, self.load, self.drift)
         self._batching = batching
+        self._inbox = inbox
         self._batcher: Batcher[Any, Settings, PhotoAnswer]
         self._decoders: ThreadPoolExecutor
         # Photos that are kept whole take up to 3 bytes a pixel: one in work and one decoded a thread.
@@ -142,13 +152,29 @@ class Service:
                 return failed
             self.metrics.answers([failed])
             raise
-        upload.data = b""  # the queue keeps only what the model reads
+        keep = self._inbox if settings == self.model.defaults else None  # a client sets no alpha
+        if keep is None:
+            upload.data = b""  # the queue keeps only what the model reads
         answer = await self._batcher.answer(photo, settings)
+        if keep is not None:
+            await asyncio.get_running_loop().run_in_executor(
+                self._decoders, self._keep, keep, upload, answer
+            )
         return answer.model_copy(update={"name": upload.name})
 
     def _prepared(self, upload: Upload) -> np.ndarray:
         image = decode(upload, self.model.least_side, self.limits.photo_pixels)
         return self.model.prepare(image)
+
+    def _keep(self, inbox: Inbox, upload: Upload, answer: PhotoAnswer) -> None:
+        nearest = answer.nearest[0].label if answer.nearest else None
+        try:
+            inbox.keep_unknown(
+                {**answer.model_dump(), "nearest_class": nearest},
+                lambda: decode(upload, None, self.limits.photo_pixels),
+            )
+        except (DataError, RefusedError) as error:  # a full disk is no reason not to answer
+            log("unknown photo not kept", level=logging.WARNING, reason=str(error))
 
     def _count(self, answers: list[PhotoAnswer], settings: Settings) -> None:
         self.metrics.answers(answers)

@@ -153,7 +153,13 @@ function drawBoxList(boxes) {
       return item;
     }),
   );
-  if (had) $("#boxes [aria-pressed=true]")?.focus();
+  const pressed = $("#boxes [aria-pressed=true]");
+  if (had) pressed?.focus();
+  // The list alone is scrolled, never the page.
+  const list = $("#boxes");
+  const end = pressed === null ? 0 : pressed.offsetTop + pressed.offsetHeight;
+  const beyond = end - list.scrollTop - list.clientHeight;
+  if (beyond > 0) list.scrollTop += beyond;
 }
 
 function drawScores(answer) {

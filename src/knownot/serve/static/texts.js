@@ -24,7 +24,7 @@ const en = {
   objects: (n, unknown) =>
     (n === 0 ? "No object found" : n === 1 ? "1 object" : `${n} objects`) +
     (unknown ? `, ${unknown} unknown` : ""),
-  objectsHint: "Choose an object to see where its score lies.",
+  objectsHint: "Choose an object to see where its score lies. Each class and size has a threshold of its own.",
   histogram: "How strange it is, among photos the model knows",
   histogramBoxes: "How strange they are, among objects the model knows",
   histogramText: (score, threshold) =>
@@ -88,7 +88,7 @@ const ja = {
     `最も近いクラスは ${nearest} です。`,
   objects: (n, unknown) =>
     (n === 0 ? "物体なし" : `物体 ${n} 個`) + (unknown ? `、うち未知 ${unknown} 個` : ""),
-  objectsHint: "物体を選ぶと、そのスコアの位置が表示されます。",
+  objectsHint: "物体を選ぶと、そのスコアの位置が表示されます。しきい値はクラスと大きさごとに異なります。",
   histogram: "既知の写真と比べた「変わり具合」",
   histogramBoxes: "既知の物体と比べた「変わり具合」",
   histogramText: (score, threshold) =>
