@@ -60,8 +60,8 @@ def export(
 
     output = output or Path(model.resolve().name + ENDINGS[form.value])
     check_output(output, overwrite)
-    loaded = load(model)
     paths = expand(photos or [])
+    loaded = load(model)
     if not paths and loaded.task == "detect":
         paths = validation_photos(model)
     with photo_progress(json_output) as begin:
