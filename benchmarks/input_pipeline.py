@@ -202,7 +202,7 @@ class Bench:
         dataset = AugmentedPhotos(photos, model.preprocessing)
         module = VosTraining(model, dataset, config, steps=1000)
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
-        memory = next(iter(training_batches(dataset, config, 0)))
+        memory = next(iter(training_batches(dataset, config, 0, rank=0)))
 
         def step(batch: Any) -> None:
             images, labels = batch
@@ -215,7 +215,7 @@ class Bench:
 
         loaders = {
             workers: iter(
-                training_batches(dataset, config.model_copy(update={"workers": workers}), 0)
+                training_batches(dataset, config.model_copy(update={"workers": workers}), 0, rank=0)
             )
             for workers in (0, 1, 2)
         }

@@ -28,7 +28,7 @@ TURNS = 128  # `classes_per_step`
 PLANNED = {"ImageNet-1K": (1000, 2048), "ImageNet-21K": (21_841, 2048)}
 BATCH = 256
 RANKS = (1, 8, 64)
-JOBS = ((1_000_000, 16), (100_000_000, 64), (100_000_000, 1024))  # photos, cores
+JOBS = ((1_000_000, 16), (100_000_000, 64))  # photos, cores
 TERMS = ("calls", "moments", "factor", "placing", "last layer")
 
 
