@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from knownot.data.cores import usable_cores
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.data.spread import Workers, threads_for
-from knownot.errors import ConfigError, ModelFileError
+from knownot.errors import ConfigError
 from knownot.models.answers import answers_in_order
 from knownot.models.prediction import UNKNOWN, Detection, DetectionPrediction
 from knownot.runtime.exported import (
@@ -23,8 +22,7 @@ from knownot.runtime.exported import (
     OpenedFile,
     Pixels,
     Run,
-    open_file,
-    start,
+    load_as,
 )
 from knownot.runtime.metadata import DetectorMetadata
 
@@ -172,13 +170,4 @@ class OnnxDetector(ExportedDetector):
     """
 
     def __init__(self, path: str | Path | OpenedFile, *, threads: int | None = None) -> None:
-        opened = path if isinstance(path, OpenedFile) else open_file(path)
-        metadata = opened.metadata
-        if not isinstance(metadata, DetectorMetadata):
-            raise ModelFileError(
-                f"{opened.path}: holds a classifier, not a detector; open it with "
-                "knownot.runtime.open_onnx"
-            )
-        cores = threads or usable_cores()
-        sessions = start(opened, cores)
-        super().__init__(metadata, sessions.run, sessions.run_on_one_core, cores)
+        super().__init__(*load_as(DetectorMetadata, path, threads))

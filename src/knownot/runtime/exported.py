@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from knownot.data.cores import usable_cores
 from knownot.errors import ConfigError, MissingExtraError, ModelFileError
 from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata, ExportMetadata
 from knownot.runtime.onnx_file import unsealed
@@ -101,17 +102,33 @@ def open_file(path: str | Path) -> OpenedFile:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def start(file: OpenedFile, cores: int) -> Sessions:
-    """ONNX Runtime for the file's graph, on the CPU.
+def load_as(
+    kind: type[Metadata], path: str | Path | OpenedFile, threads: int | None
+) -> tuple[Metadata, Run, Run, int]:
+    """What `ExportedModel` takes, for a file that ONNX Runtime runs on the CPU.
 
     Args:
-        file: The file; nothing in it is executed but ONNX operators.
-        cores: Cores that are used.
+        kind: What the file is to hold.
+        path: File to load; nothing in it is executed but ONNX operators.
+        threads: Cores that are used; all usable ones if not given.
 
     Raises:
-        ModelFileError: If ONNX Runtime cannot load it, or it holds another graph.
+        ModelFileError: If the file is missing, damaged, or holds something else.
         MissingExtraError: If ONNX Runtime is not installed.
     """
+    file = path if isinstance(path, OpenedFile) else open_file(path)
+    metadata = file.metadata
+    if not isinstance(metadata, kind):
+        there, wanted = ("a classifier", "a detector")[:: 1 if metadata.task == "classify" else -1]
+        raise ModelFileError(
+            f"{file.path}: holds {there}, not {wanted}; open it with knownot.runtime.open_onnx"
+        )
+    cores = threads or usable_cores()
+    sessions = _start(file, cores)
+    return metadata, sessions.run, sessions.run_on_one_core, cores
+
+
+def _start(file: OpenedFile, cores: int) -> Sessions:
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
