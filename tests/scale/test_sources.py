@@ -32,6 +32,9 @@ def test_folders_files_and_globs_name_photos_in_order(
     assert list_photos("red/notes.txt") == ["red/notes.txt"]  # asked for by name
     with pytest.raises(DataError, match=r"blue/\*: no such file or folder, and no photo matches"):
         list_photos("blue/*")
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match="empty: holds no photo"):
+        list_photos("empty")
 
 
 def test_a_store_has_the_same_photos(folder: Path) -> None:

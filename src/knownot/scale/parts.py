@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from knownot.data.kept_files import write_whole
@@ -114,7 +115,7 @@ class Parts:
                     numbers = range(start, min(start + _PARTS_JOINED_AT_ONCE, len(self)))
                     rows = pa.concat_tables(map(self._read, numbers))
                     writer.write_table(rows)
-                    unknown += rows["is_unknown"].to_pylist().count(True)
+                    unknown += pc.sum(rows["is_unknown"]).as_py() or 0  # null of nothing but errors
                     errors += len(rows) - rows["error"].null_count
 
         write_whole(self.output, write)

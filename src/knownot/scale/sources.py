@@ -28,6 +28,8 @@ def list_photos(source: str) -> list[str]:
         ScoringError: If a store cannot be listed.
     """
     found = _list_store(source) if is_remote(source) else _list_disk(source)
+    if not found and not is_remote(source) and os.path.isdir(source):
+        raise DataError(f"{source}: holds no photo")
     if not found:
         raise DataError(f"{source}: no such file or folder, and no photo matches it")
     return found
@@ -76,9 +78,7 @@ def _list_store(source: str) -> list[str]:
         if not glob.has_magic(path) and files.isdir(path):
             path = path.rstrip("/") + "/**"
         return sorted(files.unstrip_protocol(name) for name in filter(_is_photo, files.glob(path)))
-    except (
-        Exception
-    ) as error:  # each store has its own, and fsspec names the package that is missing
+    except Exception as error:  # each store's own; fsspec names the package that is missing
         raise ScoringError(f"{source}: cannot be listed ({error})") from None
 
 
