@@ -202,6 +202,7 @@ class SmallImageRecipe:
             self._classes,
             self._preprocessing,
             bottleneck=bottleneck,
+            bottleneck_relu=config.bottleneck_relu,
             standardise=False,
             vos=config.vos_settings(len(self._classes), bottleneck or width),
         ).to(memory_format=torch.channels_last)
