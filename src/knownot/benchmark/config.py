@@ -49,7 +49,8 @@ class SmallImageTraining(_Strict):
     val_images: int = Field(5000, ge=1, description="training images set aside for calibration")
     train_images: int | None = Field(None, ge=1, description="of the rest; all by default")
     precision: Literal["32-true", "bf16-mixed"] = Field(
-        "32-true", description="of the backbone while it is trained"
+        "32-true",
+        description="of the backbone while it is trained; float32 where a CPU has no bfloat16",
     )
     device: str = "auto"
 
