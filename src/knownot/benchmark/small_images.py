@@ -18,6 +18,7 @@ from knownot.benchmark.config import SmallImageTraining
 from knownot.benchmark.image_sets import Images, known_images, ood_images
 from knownot.benchmark.recipe import Part
 from knownot.benchmark.workplace import Workplace
+from knownot.data.altered import ALTERATIONS, alter
 from knownot.data.kept_files import read_tensors, write_tensors, write_whole
 from knownot.data.photo import open_photo
 from knownot.data.reading import read_batches
@@ -31,6 +32,7 @@ from knownot.training.config import TrainConfig, make_config
 _MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 _PADDING = 4
+_ALTERED = 1000  # of the validation images
 _BATCH = 250  # images sent through a network together where nothing is learnt
 _FINAL_LR = 1e-6
 
@@ -86,7 +88,7 @@ class SmallImageRecipe:
         model.cpu().eval()
         train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
         model.fit_scores(train.backbone_features, train.labels)
-        model.calibrate(val.backbone_features)
+        model.calibrate(val.backbone_features, altered=self._altered(model))
         save(model, folder)
         checkpoint.unlink(missing_ok=True)
         return model
@@ -119,6 +121,13 @@ class SmallImageRecipe:
             write_tensors(file, kept)
         pixels_again = None if part == "train" else lambda: self._part_pixels(part)
         return from_backbone_features(model, kept["rows"], labels, pixels_again)
+
+    @torch.no_grad()
+    def _altered(self, model: UnknownAwareClassifier) -> list[Tensor]:
+        """Features of altered validation images, which choose the parts of the combined score."""
+        images = self._known_pixels("val")[:_ALTERED]
+        batches = (torch.split(alter(name, images, seed=0), _BATCH) for name in ALTERATIONS)
+        return [torch.cat([model.backbone_features(b) for b in kind]) for kind in batches]
 
     def _part_pixels(self, part: str) -> Tensor:
         if part in ("train", "val", "test"):

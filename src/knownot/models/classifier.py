@@ -145,14 +145,29 @@ class UnknownAwareClassifier(UnknownAwareModel):
         return self.row_scores(output.logits, output.backbone_features)
 
     @torch.no_grad()
-    def calibrate(self, backbone_features: Tensor, classwise: bool = False) -> None:
+    def calibrate(
+        self,
+        backbone_features: Tensor,
+        classwise: bool = False,
+        altered: Sequence[Tensor] = (),
+    ) -> None:
         """Calibrate every score on held-out in-distribution features (n, B).
 
         Args:
             backbone_features: Features that nothing was trained on.
             classwise: One calibration for each predicted class instead of one for all.
+            altered: Features (m, B) of such photos after each way of `knownot.data.altered`: they
+                choose the parts of the combined score. Without them it keeps the parts that it has.
         """
         self.eval()
+        if altered:
+            known, *outliers = (
+                (output.logits, output.backbone_features)
+                for output in (
+                    self.classify(rows.to(self.device)) for rows in (backbone_features, *altered)
+                )
+            )
+            self.choose_combination(known, outliers)
         output = self.classify(backbone_features.to(self.device))
         groups = output.logits.argmax(1).cpu() if classwise else None
         self.calibrate_rows(output.logits, output.backbone_features, groups)
