@@ -391,7 +391,7 @@ def _has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the processor; on others a step takes some 20 times as long."""
     if device.type != "cpu":
         return True
-    return torch.backends.mkldnn.is_available() and bool(
+    return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
