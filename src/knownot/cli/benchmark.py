@@ -46,6 +46,8 @@ def benchmark(
 
     [bold]knownot benchmark --config cifar10_small --data data/ --protocol openood[/]
 
+    [bold]knownot benchmark --config ablations_cats_dogs --data data/[/]   one setting changed at a time
+
     Writes results.csv, summary.csv, report.md and report.html. The same command goes on where the
     last one was interrupted; what is in the results is not measured again.
     """
