@@ -58,6 +58,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         preprocessing: How photos become pixels.
         bottleneck: Width D of the layer between backbone and head, or None for the backbone's
             features themselves. Virtual outliers need a narrow layer, see `radius_ratio`.
+        bottleneck_relu: Whether a ReLU follows the bottleneck.
         standardise: Scale the backbone's features to unit length and unit variance before the
             bottleneck: right for a frozen backbone, whose features come in any scale; one that is
             trained along adapts by itself, and is less accurate behind such a layer.
@@ -82,6 +83,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         preprocessing: Preprocessing | None = None,
         *,
         bottleneck: int | None = 64,
+        bottleneck_relu: bool = True,
         standardise: bool = True,
         vos: VosSettings | None = None,
         architecture: str = "custom",
@@ -94,6 +96,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         self.backbone_dim = backbone_dim
         self.preprocessing = preprocessing or Preprocessing()
         self.bottleneck = bottleneck
+        self.bottleneck_relu = bottleneck_relu
         self.standardise = standardise and bottleneck is not None
         self.vos_settings = vos or VosSettings()
         self.architecture = architecture
@@ -101,7 +104,9 @@ class UnknownAwareClassifier(UnknownAwareModel):
         if self.standardise:
             self.neck.append(UnitLength()).append(nn.BatchNorm1d(backbone_dim, affine=False))
         if bottleneck is not None:
-            self.neck.append(nn.Linear(backbone_dim, bottleneck)).append(nn.ReLU())
+            self.neck.append(nn.Linear(backbone_dim, bottleneck))
+            if bottleneck_relu:
+                self.neck.append(nn.ReLU())
         width = backbone_dim if bottleneck is None else bottleneck
         self.head = nn.Linear(width, len(self.classes))
         self.vos = VirtualOutlierLoss(

@@ -14,6 +14,7 @@ from knownot.core.calibration import ConformalCalibration
 from knownot.core.combination import CombinedScore
 from knownot.core.energy import energy
 from knownot.core.gaussians import Shrinkage
+from knownot.core.other_outliers import OutlierName
 from knownot.core.phi import PhiName
 from knownot.core.scores import FeatureScores, max_softmax
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
@@ -40,6 +41,7 @@ class VosSettings(BaseModel):
     phi: PhiName = "monotone"
     gaussians: Literal["window", "streaming"] = "window"
     shrinkage: Shrinkage = "oas"
+    outliers: OutlierName = "gaussian"
 
 
 class UnknownAwareModel(HubMethods, nn.Module):

@@ -125,6 +125,7 @@ def _build(
         classes,
         preprocessing,
         bottleneck=bottleneck,
+        bottleneck_relu=config.bottleneck_relu,
         standardise=config.standardised,
         vos=config.vos_settings(len(classes), bottleneck or width),
         architecture=architecture,
