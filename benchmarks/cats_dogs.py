@@ -131,6 +131,7 @@ def _measure(folder: Path, data: Path, cache: Path | None) -> dict[str, Any]:
             }
     return {
         "accuracy": float(correct.double().mean()),
+        "combined_parts": model.combined.parts if model.combined else [],
         "flagged_id": unknown / len(known),
         "flagged_id_interval": binomial_interval(unknown, len(known)),
         "flagged_id_resplit": _flagged_after_resplits(val_scores, id_scores, model),
