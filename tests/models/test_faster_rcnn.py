@@ -112,6 +112,18 @@ def test_rows_of_equal_proposals_are_found() -> None:
     assert heads._rows[0][:2].tolist() == [0, 3]
 
 
+def test_rows_of_equal_scores_are_told_apart_by_their_boxes() -> None:
+    heads = regions().model.roi_heads.eval()
+    corners = torch.tensor(
+        [[5.0, 5.0, 20.0, 20.0], [50.0, 50.0, 90.0, 90.0], [30.0, 5.0, 60.0, 25.0]]
+    )
+    certain = torch.tensor([[0.0, 99.0, 0.0, 0.0]] * 3)  # a probability of exactly 1
+    deltas = torch.zeros(3, 16)
+    (boxes,), _, _ = heads.postprocess_detections(certain, deltas, [corners], [(96, 96)])
+    assert torch.equal(corners[heads._rows[0][:3]], boxes[:3])
+    assert sorted(heads._rows[0][:3].tolist()) == [0, 1, 2]
+
+
 def test_detections_are_those_of_the_untouched_torchvision_model() -> None:
     torch.manual_seed(0)
     limits = {"min_size": 96, "max_size": 160, "box_score_thresh": 0.0}

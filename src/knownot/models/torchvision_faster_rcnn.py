@@ -165,22 +165,26 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
         """torchvision's boxes, scores and labels; the row that each came from is remembered.
 
         It does not say which, but score and box are copies of the row's: the row is found by
-        equality. Rows that share both are equal in all that is read of them.
+        equality, of the score alone where that tells. Rows that share both are equal in all that
+        is read of them.
         """
         kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = super().postprocess_detections(
             class_logits, box_regression, proposals, image_shapes
         )
         counts = [len(p) for p in proposals]
         probabilities = torch.split(class_logits.softmax(-1), counts)
-        boxes_of_rows = self.box_coder.decode(box_regression, proposals)
-        # torchvision leaves it flat where there is no proposal at all.
-        decoded = torch.split(boxes_of_rows.reshape(*class_logits.shape, 4), counts)
         self._rows: list[Tensor] = []
         first = 0
         for i, (boxes, scores, labels) in enumerate(zip(*kept, strict=True)):
-            candidates = clip_boxes_to_image(decoded[i], image_shapes[i])[:, labels]  # (N, B, 4)
-            same = (probabilities[i][:, labels] == scores) & (candidates == boxes).all(-1)
-            self._rows.append(first + same.byte().argmax(0) if len(labels) else labels)
+            same = probabilities[i].T[labels] == scores.unsqueeze(1)  # (B, N)
+            places = same.nonzero()
+            rows = places[:, 1]
+            if len(places) > len(labels):  # some score is that of several rows
+                decoded = self.box_coder.decode(box_regression, proposals).split(counts)[i]
+                candidates = clip_boxes_to_image(decoded, image_shapes[i])[:, labels]  # (N, B, 4)
+                same &= (candidates == boxes).all(-1).T
+                rows = same.byte().argmax(1)
+            self._rows.append(first + rows)
             first += counts[i]
         return kept
 
