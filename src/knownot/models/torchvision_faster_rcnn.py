@@ -89,6 +89,8 @@ class FasterRCNNRegions(RegionModel):
         self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = settings.feature_dim
+        self.architecture = f"Faster R-CNN on {settings.architecture}"
+        self.image_size = settings.image_size
 
     def class_head(self, features: Tensor) -> Tensor:
         """Class logits (M, K + 1), background first, of box features (M, D)."""
@@ -127,6 +129,15 @@ class FasterRCNNRegions(RegionModel):
         inside = {id(p) for p in body}
         rest = [p for p in self.parameters() if id(p) not in inside]
         return [p for p in body if p.requires_grad], [p for p in rest if p.requires_grad]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings."""
+        return self.settings.model_dump()
+
+    @classmethod
+    def rebuild(cls, num_classes: int, description: dict[str, Any]) -> FasterRCNNRegions:
+        """A Faster R-CNN of these settings, with random weights."""
+        return cls(num_classes, FasterRCNNSettings(**description), weights="none")
 
 
 class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
