@@ -79,7 +79,7 @@ def test_proposals_are_those_that_torchvision_looked_at_in_pixels_of_the_photo()
     model = regions()
     images = photos((96, 96), (40, 200))
     with torch.no_grad():
-        found = model.detect(images)
+        found = model.detect(images, proposals=True)
         assert not hasattr(model.model.rpn, "_kept")
         inside, _ = model.model.transform(images)
         levels = model.model.backbone(inside.tensors)
@@ -96,7 +96,7 @@ def test_proposals_are_those_that_torchvision_looked_at_in_pixels_of_the_photo()
 def test_no_proposal_at_all_is_no_detection() -> None:
     model = regions()
     model.model.rpn.score_thresh = 2.0
-    for detections in model.detect(photos((96, 96), (40, 200))):
+    for detections in model.detect(photos((96, 96), (40, 200)), proposals=True):
         shapes = {name: tuple(values.shape) for name, values in detections.items()}
         assert shapes["boxes"] == shapes["proposals"] == (0, 4)
         assert shapes["logits"] == (0, 4)

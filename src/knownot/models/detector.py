@@ -101,11 +101,7 @@ class UnknownAwareDetector(UnknownAwareModel):
             "ood.<name>"; and once calibrated `ood_score` (B,), `p_value` (B,), float64, and
             `is_unknown` (B,), bool, of the default score at `alpha`.
         """
-        found = self.regions.detect([_unit_range(image) for image in images])
-        if not proposals:
-            for detections in found:
-                detections.pop("proposals", None)
-                detections.pop("objectness", None)
+        found = self.regions.detect([_unit_range(image) for image in images], proposals)
         # All photos' boxes together: a call costs more than the few boxes of one photo.
         boxes, labels, logits, features = (
             torch.cat([detections[name] for detections in found])

@@ -124,7 +124,7 @@ class DetrRegions(RegionModel):
             outputs.last_hidden_state[photos, rows], outputs.logits[photos, rows], torch.cat(labels)
         )
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
+    def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """The most certain queries, each with its most likely class, logits and feature."""
         self.eval()
         outputs = self.model(**self._batch(images))

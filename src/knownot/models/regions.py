@@ -63,14 +63,18 @@ class RegionModel(nn.Module):
         """
         raise NotImplementedError  # abstract
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
+    def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """Boxes of photos (3, H, W), floats in [0, 1]; called without gradients.
+
+        Args:
+            images: The photos.
+            proposals: Whether to add region proposals, where the detector has any.
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,) in [0, K); `scores`
             (B,) in [0, 1], descending; and the `logits` (B, C) and `features` (B, D) behind them.
-            A detector with region proposals adds all of them: `proposals` (P, 4), corners in
-            pixels, and their `objectness` (P,) in [0, 1].
+            If asked for, all region proposals: `proposals` (P, 4), corners in pixels, and their
+            `objectness` (P,) in [0, 1].
         """
         raise NotImplementedError  # abstract
 

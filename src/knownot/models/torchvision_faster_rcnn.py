@@ -101,7 +101,8 @@ class FasterRCNNRegions(RegionModel):
         self, images: list[Tensor], targets: Targets
     ) -> tuple[dict[str, Tensor], MatchedRegions]:
         """torchvision's four losses, and the foreground proposals of its sample."""
-        self.train()
+        if not self.training:  # to look through all modules for nothing takes a while
+            self.train()
         shifted = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
         losses: dict[str, Tensor] = self.model(images, shifted)
         features, logits, labels = self.model.roi_heads.take_sample()
@@ -110,17 +111,19 @@ class FasterRCNNRegions(RegionModel):
             features[foreground], logits[foreground], labels[foreground] - 1
         )
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
+    def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """torchvision's detections, each with its logits and feature; and the region proposals."""
-        self.eval()
+        if self.training:
+            self.eval()
         found: list[Detections] = self.model(images)
-        proposals = self.model.rpn.take_proposals()
+        looked_at = self.model.rpn.take_proposals()
         for detections, image, (boxes, objectness, size) in zip(
-            found, images, proposals, strict=True
+            found, images, looked_at, strict=True
         ):
             detections["labels"] = detections["labels"] - 1
-            detections["proposals"] = resize_boxes(boxes, size, image.shape[-2:])
-            detections["objectness"] = objectness
+            if proposals:
+                detections["proposals"] = resize_boxes(boxes, size, image.shape[-2:])
+                detections["objectness"] = objectness
         return found
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
