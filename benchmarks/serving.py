@@ -1,7 +1,7 @@
 """The service: throughput over bare ONNX Runtime, latency, malformed requests, overload.
 
-    python benchmarks/serving.py                        # about 5 min on 2 idle cores
-    python benchmarks/serving.py --overload 600         # ten minutes of overload instead of 30 s
+    python -m benchmarks serving                        # about 5 min on 2 idle cores
+    python -m benchmarks serving --only overload --overload 600 --model model.onnx    # ten minutes of it
 
 `knownot serve` runs in a process of its own; this one sends the load and runs the bare model, so that
 both share the same cores. Rounds take turns, so that a busy machine slows both: read the ratios.
@@ -57,26 +57,43 @@ def main() -> None:
         file = _model(options, Path(scratch))
         photos = sample(options.data, 256)
         singles = [post(path.read_bytes(), "image/jpeg") for path in photos]
+        measured: dict[str, Any] = {}
         with service(file, Path(scratch, "log.jsonl")) as (url, process):
-            result: dict[str, Any] = {
-                "machine": {
-                    "processor": platform.processor() or platform.machine(),
-                    "cores": usable_cores(),
-                    "load": os.getloadavg()[0],
-                    **{p: version(p) for p in ("knownot", "onnxruntime", "uvicorn", "fastapi")},
-                },
-                "speed": speed(file, photos, url, options.rounds, options.seconds),
-            }
-            result["malformed"] = malformed(url, process, options.malformed, singles[0])
-            rate = 3 * result["speed"]["photos_per_second"]["service, one a request"]
-            result["overload"] = overload(url, process, singles, rate, options.overload)
+            if "speed" in options.only:
+                measured["speed"] = speed(
+                    file, photos, url, process, options.rounds, options.seconds
+                )
+            if "malformed" in options.only:
+                measured["malformed"] = malformed(url, process, options.malformed, singles[0])
+            if "overload" in options.only:
+                measured["overload"] = overload(url, process, singles, options.overload)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "load": os.getloadavg()[0],
+        **{p: version(p) for p in ("knownot", "onnxruntime", "uvicorn", "fastapi")},
+    }
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "serving.json").write_text(json.dumps(result, indent=1) + "\n")
-    _print(result)
+    kept = options.output / "serving.json"
+    result = json.loads(kept.read_text()) if kept.is_file() else {}
+    result |= {name: {"machine": machine} | found for name, found in measured.items()}
+    kept.write_text(json.dumps(result, indent=1) + "\n")
+    _print(machine, measured)
 
 
-def speed(file: Path, photos: list[Path], url: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """Photos per second of each way, and latency alone and at 70 % of the service's throughput."""
+def speed(
+    file: Path,
+    photos: list[Path],
+    url: str,
+    process: subprocess.Popen[bytes],
+    rounds: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Photos per second of each way, and latency alone and at 70 % of the service's throughput.
+
+    And the time on a core that a photo takes, the client's not counted: what others do on the machine
+    at the same time changes it little.
+    """
     bytes_of = [path.read_bytes() for path in photos]
     singles = [post(data, "image/jpeg") for data in bytes_of]
     eights = [form(bytes_of[i : i + _FORM]) for i in range(0, len(bytes_of), _FORM)]
@@ -93,9 +110,16 @@ def speed(file: Path, photos: list[Path], url: str, rounds: int, seconds: float)
 
     found: dict[str, list[float]] = {}
     latency: dict[str, list[float]] = {"alone": [], "p50 at 70 %": [], "p99 at 70 %": []}
+    core_ms: dict[str, list[float]] = {"bare, batches of 2": [], "service, one a request": []}
     refused = 0  # of a machine that others slowed down between two measurements
     for turn in range(rounds):
+        spent = core_seconds(process)
         one = asyncio.run(closed_loop(url, singles, _CONNECTIONS, seconds))
+        spent = core_seconds(process) - spent
+        core_ms["service, one a request"].append(1000 * spent / _whole(one))
+        spent = time.process_time()
+        done = sum(bare(alone, 2)(turn) for turn in range(32))
+        core_ms["bare, batches of 2"].append(1000 * (time.process_time() - spent) / done)
         several = asyncio.run(closed_loop(url, eights, 2 * cores, seconds))
         rates = {
             "bare, batches of 8 on all cores": rate_of(bare(together, 8), 1, seconds),
@@ -136,6 +160,8 @@ def speed(file: Path, photos: list[Path], url: str, rounds: int, seconds: float)
             )
             for name in others[1:]
         },
+        "core_ms_a_photo": {name: median(values) for name, values in core_ms.items()},
+        "core_ms_bare_over_service": median(a / b for a, b in zip(*core_ms.values(), strict=True)),
         "latency_ms": {name: 1000 * median(values) for name, values in latency.items()},
         "refused_at_70_percent": refused,
         "p99_over_alone": median(
@@ -201,29 +227,71 @@ def malformed(
 
 
 def overload(
-    url: str, process: subprocess.Popen[bytes], requests: list[bytes], rate: float, seconds: float
+    url: str, process: subprocess.Popen[bytes], requests: list[bytes], seconds: float
 ) -> dict[str, Any]:
-    """Three times what it can do, then one at a time."""
-    warm = asyncio.run(closed_loop(url, requests, _CONNECTIONS, 5))
-    before = asyncio.run(closed_loop(url, requests, 1, 5)).quantile(0.5)
-    memory = resident(process)
-    outcome = asyncio.run(open_loop(url, requests, rate, seconds))
-    peak = resident(process)
+    """Three times what it can do, then as before.
+
+    Lost is what the client sent and got no HTTP answer for, or a 5xx but 503; and what the service
+    says that it answered and the client never got.
+    """
+    warm = asyncio.run(closed_loop(url, requests, _CONNECTIONS, 10))
+    usual = _whole(warm) / warm.wall
+    before = asyncio.run(closed_loop(url, requests, 1, 5))
+    memory, answered = resident(process), _answered(url)
+    outcome, during = asyncio.run(_watched(url, process, requests, 3 * usual, seconds))
+    answered = _answered(url) - answered
     after = asyncio.run(closed_loop(url, requests, 1, 5))
+    again = asyncio.run(closed_loop(url, requests, _CONNECTIONS, 10))
+    statuses = outcome.statuses
+    sent, refused = sum(statuses.values()), statuses[429] + statuses[503]
+    left = resident(process)
     _whole(after)
     return {
-        "seconds": seconds,
-        "sent_per_second": sum(outcome.statuses.values()) / outcome.wall,
-        "answered_per_second": outcome.statuses[200] / outcome.wall,
-        "answered_per_second_before": _whole(warm) / warm.wall,
-        "statuses": {str(k): v for k, v in sorted(outcome.statuses.items())},
+        "seconds": outcome.wall,
+        "sent": sent,
+        "refused_429": statuses[429],
+        "refused_503": statuses[503],
+        "accepted": sent - refused,
+        "answered": statuses[200],
+        "answered_by_the_service": answered,
+        "lost": max(sent - refused, answered) - statuses[200],
+        "sent_per_second": sent / outcome.wall,
+        "answered_per_second": statuses[200] / outcome.wall,
+        "answered_per_second_before_and_after": [usual, _whole(again) / again.wall],
         "latency_ms_of_the_answered": {
             "p50": 1000 * outcome.quantile(0.5),
             "p99": 1000 * outcome.quantile(0.99),
         },
-        "alone_ms_before_and_after": [1000 * before, 1000 * after.quantile(0.5)],
-        "mebibytes_before_at_the_end_and_after": [memory, peak, resident(process)],
+        "alone_ms_before_and_after": [1000 * o.quantile(0.5) for o in (before, after)],
+        "mebibytes_before_peak_and_after": [memory, max(during), left],
+        "mebibytes_each_tenth": during[:: max(1, len(during) // 10)],
+        "memory_after_over_before": left / memory,
     }
+
+
+async def _watched(
+    url: str, process: subprocess.Popen[bytes], requests: list[bytes], rate: float, seconds: float
+) -> tuple[Outcome, list[float]]:
+    """The outcome of a load, and the memory of the service each second of it."""
+    memory: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            memory.append(resident(process))
+            await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
+    outcome = await open_loop(url, requests, rate, seconds)
+    watching.cancel()
+    return outcome, memory
+
+
+def _answered(url: str) -> int:
+    """Photos that the service counts as answered."""
+    request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    _, text = asyncio.run(Client(url).send(request))
+    lines = (line for line in text.decode().splitlines() if line.startswith("knownot_photos_total"))
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if "error" not in line))
 
 
 def _whole(outcome: Outcome) -> int:
@@ -291,6 +359,12 @@ def _mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def core_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Time that all cores together have spent on the process."""
+    stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident(process: subprocess.Popen[bytes]) -> float:
     """MiB of memory that the process holds."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
@@ -326,9 +400,22 @@ def _model(options: argparse.Namespace, scratch: Path) -> Path:
     return scratch / "model.onnx"
 
 
-def _print(result: dict[str, Any]) -> None:
-    speed, wrong, busy = result["speed"], result["malformed"], result["overload"]
-    print(f"{result['machine']}\n\n| | |\n|---|---|")
+def _print(machine: dict[str, Any], measured: dict[str, Any]) -> None:
+    print(f"{machine}\n\n| | |\n|---|---|")
+    if "speed" in measured:
+        _print_speed(measured["speed"])
+    if "malformed" in measured:
+        wrong = measured["malformed"]
+        number = f"{wrong['requests']} malformed requests (-1: cut off, 0: no answer)"
+        print(f"| {number} | {wrong['statuses']} |")
+        print(
+            f"| memory at half of them and at the end, MiB | {wrong['mebibytes_at_half_and_end']} |"
+        )
+    for name, value in measured.get("overload", {}).items():
+        print(f"| overload, {name.replace('_', ' ')} | {value} |")
+
+
+def _print_speed(speed: dict[str, Any]) -> None:
     for name, rate in speed["photos_per_second"].items():
         print(f"| photos per second, {name} | {rate:.0f} |")
     for name, ratio in speed["over_bare"].items():
@@ -339,29 +426,21 @@ def _print(result: dict[str, Any]) -> None:
         print(f"| {name}, over batches of 8 on all cores | {ratio:.2f} |")
     for name, ratio in speed["over_predict"].items():
         print(f"| {name}, over `predict` | {ratio:.2f} |")
+    for name, spent in speed["core_ms_a_photo"].items():
+        print(f"| core time a photo, {name} | {spent:.1f} ms |")
+    print(f"| core time, bare over service | {speed['core_ms_bare_over_service']:.2f} |")
     for name, latency in speed["latency_ms"].items():
         print(f"| latency, {name} | {latency:.1f} ms |")
     print(f"| p99 at 70 % load over alone | {speed['p99_over_alone']:.1f} |")
     print(f"| refused at 70 % load | {speed['refused_at_70_percent']} |")
-    print(
-        f"| {wrong['requests']} malformed requests (-1: cut off, 0: no answer) | {wrong['statuses']} |"
-    )
-    print(f"| memory at half of them and at the end, MiB | {wrong['mebibytes_at_half_and_end']} |")
-    print(
-        f"| overload for {busy['seconds']:g} s, sent per second | {busy['sent_per_second']:.0f} |"
-    )
-    print(f"| of them answered per second | {busy['answered_per_second']:.0f} |")
-    print(f"| statuses | {busy['statuses']} |")
-    print(f"| latency alone before and after, ms | {busy['alone_ms_before_and_after']} |")
-    print(
-        f"| memory before, at the end, after, MiB | {busy['mebibytes_before_at_the_end_and_after']} |"
-    )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=default_data(), help="photos")
     parser.add_argument("--model", type=Path, help="model folder or .onnx, instead of training one")
+    parts = ("speed", "malformed", "overload")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement in a round")
     parser.add_argument("--malformed", type=int, default=10_000, help="malformed requests")

@@ -35,11 +35,11 @@ import torch
 from scipy.stats import sem
 
 import knownot
-from altered_photos import ALTERATIONS, alter
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.cli.allocator import keep_freed_memory
 from knownot.core.energy import energy
 from knownot.core.metrics import auroc, fpr95
+from knownot.data.altered import ALTERATIONS, alter
 from knownot.data.image_folder import read_labelled
 from knownot.models.classifier import CPU_BATCH, UnknownAwareClassifier
 from knownot.training.config import make_config

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knownot.benchmark.config import BenchmarkConfig, load_config, shipped
+from knownot.benchmark.config import BenchmarkConfig, PhotoTraining, load_config, shipped
+from knownot.benchmark.photo_recipe import PhotoRecipe
 from knownot.benchmark.scores import OURS, POSTHOC
+from knownot.benchmark.small_images import SmallImageRecipe
+from knownot.benchmark.workplace import Workplace
 from knownot.errors import ConfigError
 
 GOOD = {
@@ -19,6 +22,7 @@ GOOD = {
     "methods": {"vos": ["ours"]},
     "far": ["a"],
 }
+OWN = {"about": "β = 1", "settings": {"vos_weight": 1.0}, "scores": ["ours"]}
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -27,8 +31,29 @@ def test_a_shipped_benchmark_is_valid_and_survives_its_own_file(name: str, tmp_p
     assert config.name == name
     (tmp_path / "copy.yaml").write_text(config.to_yaml())
     assert load_config(str(tmp_path / "copy.yaml")) == config
+    if config.tables:  # ablations: each training is in a table, and differs from the others
+        assert {t for trainings in config.tables.values() for t in trainings} == set(config.methods)
+        prints = {config.fingerprint(training) for training in config.methods}
+        assert len(prints) == len(config.methods)
+        return
     assert config.scores("cross-entropy") == [*POSTHOC, *OURS]
     assert {"vos", "vos-free-phi", "vos-pytorch-ood"} < set(config.methods)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_training_of_a_shipped_benchmark_has_settings_that_exist(
+    name: str, tmp_path: Path
+) -> None:
+    config = load_config(name)
+    place = Workplace(config, tmp_path, tmp_path / "out")
+    (tmp_path / config.known).mkdir()
+    for training in config.methods:
+        if isinstance(config.training, PhotoTraining):
+            settings = PhotoRecipe(place)._config(training, 0)
+        else:
+            settings = SmallImageRecipe(place)._settings(training)
+        for key, value in config.training_of(training).settings.items():
+            assert getattr(settings, key) == value
 
 
 def test_the_papers_recipe_is_the_papers() -> None:
@@ -44,6 +69,10 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ({"metods": {}}, "metods: Extra inputs"),
         ({"methods": {"vos": ["enrgy"]}}, "'enrgy' is none of .*; did you mean energy"),
         ({"methods": {"voss": ["energy"]}}, "did you mean vos"),
+        ({"methods": {"vos": OWN}}, "'vos' cannot name a training of your own"),
+        ({"methods": {"../mine": OWN}}, "'../mine' cannot name"),
+        ({"methods": {"mine": OWN | {"setings": {}}}}, "setings"),
+        ({"tables": {"t": ["vso"]}}, "tables.t: 'vso' is none of vos; did you mean vos"),
         ({"far": []}, "near, far: expected different sets"),
         ({"near": ["a"]}, "near, far: expected different sets"),
         ({"apart": ["b"]}, "apart: 'b' is none of a"),
@@ -69,7 +98,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
 
 
 def test_a_missing_file_names_what_is_shipped() -> None:
-    with pytest.raises(ConfigError, match="expected a YAML file or one of cats_dogs, cifar10"):
+    with pytest.raises(ConfigError, match="expected a YAML file or one of ablations_cats_dogs, "):
         load_config("cats_and_dogs")
 
 
@@ -79,3 +108,14 @@ def test_models_of_other_settings_have_other_names() -> None:
     assert one.fingerprint("vos") == same.fingerprint("vos")
     prints = {one.fingerprint("vos"), other.fingerprint("vos"), one.fingerprint("vos-free-phi")}
     assert len(prints) == 3
+
+
+def test_a_training_of_ones_own_has_a_name_of_its_settings() -> None:
+    def prints(settings) -> str:
+        methods = {"mine": OWN | {"settings": settings}}
+        return BenchmarkConfig(**GOOD | {"methods": methods}).fingerprint("mine")
+
+    assert prints({"vos_weight": 1.0}) == prints(OWN["settings"]) != prints({"vos_weight": 2.0})
+    config = BenchmarkConfig(**GOOD | {"methods": {"mine": OWN}})
+    assert config.scores("mine") == list(OURS)
+    assert config.training_of("mine").about == "β = 1"

@@ -12,11 +12,13 @@ import torch
 from knownot.benchmark import scores
 from knownot.benchmark.config import BenchmarkConfig
 from knownot.benchmark.protocols import PROTOCOLS
+from knownot.benchmark.report import main_tables
 from knownot.benchmark.results import read_rows
 from knownot.benchmark.run import run_benchmark
 from knownot.benchmark.workplace import Workplace
 from knownot.data.kept_files import read_tensors
-from knownot.errors import DataError
+from knownot.errors import DataError, KnownotError
+from knownot.models.model_folder import load
 from tests.helpers import UNKNOWN_COLOUR, cifar_tar, colour_folder, noisy
 
 
@@ -46,6 +48,11 @@ def photo_config(**changes) -> BenchmarkConfig:
             "cross-entropy": ["MSP", "energy", "ODIN"],
             "vos": ["energy", "combined"],
             "vos-pytorch-ood": ["energy"],
+            "mixed": {
+                "about": "Mixup, β = 1",
+                "settings": {"outliers": "mixup", "vos_weight": 1.0},
+                "scores": ["energy"],
+            },
         },
         "near": ["yellow", "uniform_noise"],
         "far": ["blue"],
@@ -77,8 +84,8 @@ def test_every_number_has_one_row(finished: Workplace) -> None:
     rows = read_rows(finished.output / "results.csv")
     of_methods = {(r.training, r.score, r.seed, r.set, r.metric) for r in rows}
     assert len(of_methods) == len(rows)
-    # Three trainings' accuracy and five scores with three metrics on three sets, two seeds.
-    assert len(rows) == 2 * (3 + 5 * 3 * 3)
+    # Four trainings' accuracy and six scores with three metrics on three sets, two seeds.
+    assert len(rows) == 2 * (4 + 6 * 3 * 3)
     assert {r.n_ood for r in rows if r.set == "yellow"} == {12}  # the damaged one is left out
     assert {(r.group, r.averaged) for r in rows if r.set == "uniform_noise"} == {("near", False)}
     assert all("knownot" in r.versions and "torch" in r.versions for r in rows)
@@ -118,6 +125,7 @@ def test_means_leave_out_what_is_apart(finished: Workplace) -> None:
 def test_the_reports_say_what_was_done(finished: Workplace) -> None:
     text = (finished.output / "report.md").read_text()
     assert "**combined (ours)**" in text
+    assert "| Mixup, β = 1 |" in text
     assert "needs the gradient with respect to the pixels" in text
     assert "seeds 0, 1" in text
     assert "in no mean: uniform_noise" in text
@@ -211,9 +219,40 @@ def test_small_images_run_from_archive_to_report(data: Path, tmp_path: Path) -> 
     assert torch.is_tensor(kept["known"])
 
 
+def test_a_training_of_ones_own_is_trained_with_its_settings(finished: Workplace) -> None:
+    settings = load(finished.model_folder("mixed", 0)).vos_settings
+    assert (settings.outliers, settings.weight) == ("mixup", 1.0)
+    assert load(finished.model_folder("vos", 0)).vos_settings.outliers == "gaussian"
+
+
+def test_own_tables_compare_what_they_list(finished: Workplace) -> None:
+    trainings = ["vos", "mixed"]
+    tables = {"Where outliers come from": trainings}
+    summary = run_benchmark(finished).summary
+    config = finished.config.model_copy(update={"tables": tables})
+    (table,) = main_tables(config, "paper", summary)
+    assert table.headings[:2] == ["training", "accuracy"]
+    assert "energy (ours), near" in table.headings
+    assert [row[0] for row in table.rows] == [config.training_of(t).about for t in trainings]
+    cell = table.rows[1][table.headings.index("energy (ours), far")]
+    line = summary.line("mixed", "energy", "far", "fpr95")
+    assert line is not None
+    assert line.std is not None
+    assert cell == f"{100 * line.mean:.1f} ± {100 * line.std:.1f}"
+    assert table.chosen == [0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {
+                "methods": {
+                    "mine": {"about": "x", "settings": {"vos_wieght": 1}, "scores": ["ours"]}
+                }
+            },
+            "did you mean vos_weight",
+        ),
         ({"known": "nowhere"}, "nowhere: no such folder"),
         ({"far": ["nothing"]}, "holds no set 'nothing'"),
     ],
@@ -222,7 +261,7 @@ def test_wrong_paths_are_told_before_anything_is_trained(
     data: Path, tmp_path: Path, changes, message: str
 ) -> None:
     place = Workplace(photo_config(**changes), data, tmp_path / "out")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(KnownotError, match=message):
         run_benchmark(place)
     assert not (tmp_path / "out" / "models").exists()
 

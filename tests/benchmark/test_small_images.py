@@ -12,12 +12,14 @@ from knownot.benchmark.config import BenchmarkConfig, SmallImageTraining, load_c
 from knownot.benchmark.small_images import (
     SmallImageRecipe,
     SmallImageRun,
+    _has_bfloat16,
     crop_and_mirror,
     steps_per_epoch,
     wide_resnet,
 )
 from knownot.benchmark.workplace import Workplace
-from knownot.errors import TrainingError
+from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.errors import ConfigError, TrainingError
 from tests.helpers import COLOURS, cifar_tar, pixels, tiny_model
 
 
@@ -77,13 +79,16 @@ def test_the_papers_recipe_takes_steps(tmp_path: Path, training: str) -> None:
     assert [g["weight_decay"] for g in run.optimizer.param_groups] == [5e-4, 0.0]
 
 
-def colour_run(seed: int = 0, **changes) -> SmallImageRun:
+def colour_run(seed: int = 0, beginning=None, vos=None, **changes) -> SmallImageRun:
     settings = SmallImageTraining(epochs=3, batch_size=16, lr=0.01, **changes)
     images = torch.cat([pixels(30, c, 1000 * k) for k, c in enumerate(COLOURS.values())])
     labels = torch.arange(2).repeat_interleave(30)
     model = tiny_model(seed=seed)
-    model.vos.start_step = 4
-    return SmallImageRun(model, model.vos, settings, images, labels, seed)
+    if vos:
+        torch.manual_seed(7)
+        model.vos = VirtualOutlierLoss(model.head, 2, 4, queue_size=50, **vos)
+    model.vos.start_step = 5  # in the second epoch
+    return SmallImageRun(model, model.vos, settings, images, labels, seed, beginning)
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -104,13 +109,49 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> No
         torch.testing.assert_close(resumed.model.state_dict()[name], value, msg=name)
 
 
+@pytest.mark.parametrize(
+    "later", [{"phi": "free-mlp"}, {"weight": 0.0}, {"outliers": "npos", "outliers_per_class": 3}]
+)
+def test_a_run_from_anothers_beginning_ends_like_one_of_its_own(tmp_path: Path, later) -> None:
+    alone = colour_run(vos=later)
+    alone.train(tmp_path / "alone.ckpt")
+    shared = tmp_path / "beginning.ckpt"
+    colour_run(beginning=shared, vos={"weight": 0.3}).train(tmp_path / "first.ckpt")
+    done: list[int] = []
+    second = colour_run(beginning=shared, vos=later)
+    second.train(tmp_path / "second.ckpt", done.append)
+    assert done == [1, 1, 1]  # the first epoch was there
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+
+
+def test_trainings_share_a_beginning_only_if_they_begin_alike(tmp_path: Path) -> None:
+    recipe = SmallImageRecipe(Workplace(load_config("ablations_cifar10_small"), tmp_path, tmp_path))
+    begins = {name: recipe._shared_beginning(name, 0) for name in recipe.place.config.methods}
+    alike = {name for name, file in begins.items() if file == begins["vos"]}
+    assert {"cross-entropy", "phi-free-mlp", "beta-1", "from-npos", "ratio-2"} < alike
+    apart = {"queue-50", "streaming", "start-0.2", "bottleneck-16", "bottleneck-16-linear"}
+    assert not alike & apart
+    assert begins["bottleneck-16"] == begins["bottleneck-16-ce"]
+    assert recipe._shared_beginning("vos", 1) != begins["vos"]
+
+
+def test_a_setting_that_the_recipe_has_itself_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_config("ablations_cifar10_small").model_dump()
+    config["methods"]["mine"] = {"about": "a", "settings": {"epochs": 3}, "scores": ["vos"]}
+    place = Workplace(BenchmarkConfig(**config), tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match=r"methods\.mine: epochs cannot differ"):
+        SmallImageRecipe(place).check()
+
+
 def test_bfloat16_keeps_head_and_loss_in_float32(tmp_path: Path) -> None:
     run = colour_run(precision="bf16-mixed")
     output = run._forward(run.pixels[:8])
     assert output.backbone_features.dtype == output.logits.dtype == torch.float32
     exact = run.model(run.pixels[:8]).logits
     torch.testing.assert_close(output.logits, exact, atol=0.2, rtol=0.1)
-    assert not torch.equal(output.logits, exact)
+    # A processor without bfloat16, where it would take twenty times as long, computes in float32.
+    assert torch.equal(output.logits, exact) != _has_bfloat16(run.model.device)
     run.train(tmp_path / "a.ckpt")
 
 

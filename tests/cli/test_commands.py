@@ -20,12 +20,23 @@ from PIL import Image
 
 import knownot
 from knownot.cli.main import app
-from knownot.models.model_folder import load
+from knownot.models.model_folder import load, save
 from knownot.training.config import DetectionConfig, TrainConfig
 from tests.cli.conftest import Run
-from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_detector
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "export", "serve", "score", "benchmark", "info")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "audit",
+    "predict",
+    "export",
+    "serve",
+    "score",
+    "benchmark",
+    "info",
+)
 # Real ImageNet weights from the package index at a size that takes a second.
 SMALL = ("--image-size", "32", "--epochs", "40", "--batch-size", "16", "--device", "cpu")
 
@@ -226,6 +237,30 @@ def test_annotated_copies(knownot_command: Run, photos: Path, model: Path, tmp_p
     assert [path.stem for path in copies] == [f"blue-{i:02}" for i in range(12)]
     with Image.open(copies[0]) as image:
         assert image.height > 32
+
+
+def test_audit_lists_photos_and_measures_without_them(
+    model: Path, photos: Path, tmp_path: Path, knownot_command: Run
+) -> None:
+    (tmp_path / "ood").mkdir()
+    noisy(UNKNOWN_COLOUR, 1).save(tmp_path / "ood" / "blue.png")
+    noisy(COLOURS["red"], 1).save(tmp_path / "ood" / "red.png")
+    arguments = ("audit", model, "--id", photos / "test", "--ood", tmp_path / "ood")
+    arguments += (photos / "ood" / "blue", "--top", 2, "-o", tmp_path / "audit")
+    done = knownot_command(*arguments)
+    assert done.code == 0, done.err
+    assert "audit.html" in done.out
+    listed = (tmp_path / "audit" / "audit.csv").read_text()
+    assert len(listed.splitlines()) == 1 + 3 * 2
+    filled = re.sub(r"(?m)^(.*red\.png,ood,.*)$", r"\1n", listed)
+    (tmp_path / "filled.csv").write_text(filled)
+    done = knownot_command(*arguments, "--decisions", tmp_path / "filled.csv")
+    assert "without 1" in done.out
+    given = json.loads((tmp_path / "audit" / "audit.json").read_text())["ood"]
+    assert {name: row["left_out"] for name, row in given.items()} == {"ood": 1, "blue": 0}
+    save(tiny_detector(), tmp_path / "detector")
+    refused = knownot_command("audit", tmp_path / "detector", *arguments[2:])
+    assert (refused.code, "is a detector" in refused.err) == (1, True)
 
 
 def test_evaluate_takes_any_number_of_folders(

@@ -408,7 +408,7 @@ def test_wrong_arguments_are_named() -> None:
     wrong = {
         "weight": -1, "start_step": -1, "outliers_per_class": 0, "draws_per_class": 0,
         "min_count": 0, "tail_probability": 2.0, "gaussians": "queue", "phi": "linear",
-        "shrinkage": "none", "queue_size": 0,
+        "shrinkage": "none", "queue_size": 0, "outliers": "nops",
     }  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):

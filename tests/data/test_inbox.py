@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,16 @@ def test_an_unknown_photo_is_kept_once_with_its_scores_and_nothing_of_its_file(
     with Image.open(photo) as kept:
         difference = np.asarray(kept, float) - np.asarray(image, float)
     assert abs(difference.mean()) < 3
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    for name, age in (("torn", 7200), ("in-work", 60)):
+        scratch = tmp_path / f".writing-{name}"
+        scratch.mkdir()
+        (scratch / "file").write_bytes(b"half a photo")
+        os.utime(scratch, (time.time() - age,) * 2)
+    Inbox(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".writing-in-work"]
 
 
 def detection(box: tuple[float, ...], unknown: bool = True) -> Detection:

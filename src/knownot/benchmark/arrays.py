@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Arrays:
         backbone_features: Features before the bottleneck (N, B), the same where there is none.
         labels: True classes (N,), int64; -1 for OOD images.
         pixels: The images (N, 3, S, S), uint8, where they are kept: loads them.
+        scores: The model's own scores (N,) by name, once one of them was asked for.
     """
 
     logits: Tensor
@@ -28,6 +29,7 @@ class Arrays:
     backbone_features: Tensor
     labels: Tensor
     pixels: Callable[[], Tensor] | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.logits)

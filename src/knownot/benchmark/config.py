@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from knownot.benchmark.scores import GROUPS, SCORES
-from knownot.benchmark.trainings import TRAININGS
+from knownot.benchmark.trainings import TRAININGS, Training
 from knownot.errors import ConfigError
 
 
@@ -47,7 +49,8 @@ class SmallImageTraining(_Strict):
     val_images: int = Field(5000, ge=1, description="training images set aside for calibration")
     train_images: int | None = Field(None, ge=1, description="of the rest; all by default")
     precision: Literal["32-true", "bf16-mixed"] = Field(
-        "32-true", description="of the backbone while it is trained"
+        "32-true",
+        description="of the backbone while it is trained; float32 where a CPU has no bfloat16",
     )
     device: str = "auto"
 
@@ -58,6 +61,17 @@ class SmallImageTraining(_Strict):
         return self
 
 
+class OwnTraining(_Strict):
+    """A training that the file itself describes, such as an ablation.
+
+    Settings are named as `knownot train` names them; those not given are the benchmark's.
+    """
+
+    about: str = Field(description="what it is, in a few words")
+    settings: dict[str, Any]
+    scores: list[str]
+
+
 class BenchmarkConfig(_Strict):
     """What is trained and compared, on what. An unknown key is an error."""
 
@@ -65,7 +79,12 @@ class BenchmarkConfig(_Strict):
     about: str
     known: str = Field(description="labelled photo folder below the data folder, or a set's name")
     training: Annotated[PhotoTraining | SmallImageTraining, Field(discriminator="recipe")]
-    methods: dict[str, list[str]] = Field(description="scores, or groups of them, by training")
+    methods: dict[str, list[str] | OwnTraining] = Field(
+        description="scores, or groups of them, by training; or a training of one's own"
+    )
+    tables: dict[str, list[str]] = Field(
+        {}, description="trainings that the report compares, by title, in place of one table of all"
+    )
     near: list[str] = []
     far: list[str] = []
     apart: list[str] = Field([], description="of these sets, those that no mean contains")
@@ -75,10 +94,19 @@ class BenchmarkConfig(_Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> BenchmarkConfig:
-        for training, scores in self.methods.items():
-            _known("methods", training, TRAININGS)
-            for score in scores:
+        for training, method in self.methods.items():
+            if not isinstance(method, OwnTraining):
+                _known("methods", training, TRAININGS)
+            elif training in TRAININGS or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", training):
+                raise ValueError(
+                    f"methods: {training!r} cannot name a training of your own; expected small "
+                    f"letters, digits, - and ., and none of {', '.join(TRAININGS)}"
+                )
+            for score in _scores(method):
                 _known(f"methods.{training}", score, {**SCORES, **GROUPS})
+        for title, trainings in self.tables.items():
+            for training in trainings:
+                _known(f"tables.{title}", training, self.methods)
         sets = self.sets
         if not sets or len(set(sets)) < len(sets):
             raise ValueError(f"near, far: expected different sets, at least one, got {sets}")
@@ -99,15 +127,22 @@ class BenchmarkConfig(_Strict):
 
     def scores(self, training: str) -> list[str]:
         """The scores of a training, groups resolved, each once."""
-        names = (GROUPS.get(name, [name]) for name in self.methods[training])
+        names = (GROUPS.get(name, [name]) for name in _scores(self.methods[training]))
         return list(dict.fromkeys(score for group in names for score in group))
+
+    def training_of(self, name: str) -> Training:
+        """One of this benchmark's trainings."""
+        own = self.methods.get(name)
+        if isinstance(own, OwnTraining):
+            return Training(own.about, own.settings)
+        return TRAININGS[name]
 
     def fingerprint(self, training: str) -> str:
         """Eight digits that differ for models trained with other settings."""
         settings = {
             "known": self.known,
             "training": self.training.model_dump(mode="json", exclude={"device"}),
-            "changes": dict(TRAININGS[training].settings),
+            "changes": dict(self.training_of(training).settings),
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -162,7 +197,11 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
         raise ConfigError(f"{name_or_file}: keys must be words ({error})") from None
 
 
-def _known(key: str, name: str, names: dict[str, Any]) -> None:
+def _scores(method: list[str] | OwnTraining) -> list[str]:
+    return method.scores if isinstance(method, OwnTraining) else method
+
+
+def _known(key: str, name: str, names: Mapping[str, Any]) -> None:
     if name not in names:
         import difflib
 

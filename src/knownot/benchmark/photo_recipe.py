@@ -14,7 +14,6 @@ from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import PhotoTraining
 from knownot.benchmark.image_sets import Images, ood_images
 from knownot.benchmark.recipe import Part
-from knownot.benchmark.trainings import TRAININGS
 from knownot.benchmark.workplace import Workplace
 from knownot.data.image_folder import PhotoSet, find_split, read_labelled, read_splits
 from knownot.data.reading import read_batches
@@ -46,7 +45,9 @@ class PhotoRecipe:
 
     def check(self) -> None:
         """Look at all image sets before anything is trained."""
-        self._photos(self._config("vos", self.place.config.seeds[0]), "test")
+        seed = self.place.config.seeds[0]
+        configs = [self._config(training, seed) for training in self.place.config.methods]
+        self._photos(configs[0], "test")
         for name in self.place.config.sets:
             ood_images(name, self.place.data, self.place.config.max_images)
 
@@ -58,7 +59,12 @@ class PhotoRecipe:
             if RunFolder(config.model_copy(update={"overwrite": True})).checkpoint():
                 config = config.model_copy(update={"resume": True})
             reporter = _Stages(self._stage)
-            train(config, reporter, cache=self.cache, peer=TRAININGS[training].peer)
+            train(
+                config,
+                reporter,
+                cache=self.cache,
+                peer=self.place.config.training_of(training).peer,
+            )
         return cast(UnknownAwareClassifier, load(config.output)).eval()
 
     def known(self, model: UnknownAwareClassifier, run: tuple[str, int], part: Part) -> Arrays:
@@ -87,7 +93,7 @@ class PhotoRecipe:
         config = make_config(
             {
                 **self.settings,
-                **TRAININGS[training].settings,
+                **self.place.config.training_of(training).settings,
                 "data": self.root,
                 "output": self.place.model_folder(training, seed),
                 "seed": seed,

@@ -6,11 +6,11 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+from knownot.benchmark.config import BenchmarkConfig
 from knownot.benchmark.protocols import get_protocol
 from knownot.benchmark.results import KNOWN, versions
 from knownot.benchmark.scores import OURS
 from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
-from knownot.benchmark.trainings import TRAININGS
 from knownot.benchmark.workplace import Workplace
 from knownot.data.kept_files import write_whole
 from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR
@@ -53,8 +53,8 @@ class Table:
 
 def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict[str, str]) -> Path:
     """Write both reports to the output folder and return the page's path."""
-    tables = [accuracy_table(summary), method_table(protocol, summary)]
-    tables += [set_table(place, protocol, summary)]
+    tables = main_tables(place.config, protocol, summary)
+    tables += [] if place.config.tables else [set_table(place, protocol, summary)]
     facts = _facts(place, protocol)
     notes = [f"{method}: {reason}" for method, reason in failed.items()]
     lines = [f"# {place.config.about}", *(f"- {fact}" for fact in facts)]
@@ -75,10 +75,45 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
     return path
 
 
-def accuracy_table(summary: Summary) -> Table:
+def main_tables(config: BenchmarkConfig, protocol: str, summary: Summary) -> list[Table]:
+    """The tables that a person wants to see first: the configuration's own, or all methods."""
+    if not config.tables:
+        return [accuracy_table(config, summary), method_table(protocol, summary)]
+    return [
+        training_table(title, trainings, config, protocol, summary)
+        for title, trainings in config.tables.items()
+    ]
+
+
+def training_table(
+    title: str, trainings: list[str], config: BenchmarkConfig, protocol: str, summary: Summary
+) -> Table:
+    """Some trainings, a row each: accuracy, and every score's mean over far and near sets."""
+    metric = get_protocol(protocol).leading
+    scores = list(dict.fromkeys(score for t in trainings for score in config.scores(t)))
+    groups = [
+        group
+        for group in (FAR, NEAR)
+        if any(config.group(name) == group for name in config.sets if name not in config.apart)
+    ]
+    columns = [(score, group) for score in scores for group in groups]
+    rows = [
+        [
+            config.training_of(training).about,
+            _spread(summary.line(training, "", KNOWN, "accuracy")),
+            *(_spread(summary.line(training, score, group, metric)) for score, group in columns),
+        ]
+        for training in trainings
+    ]
+    headings = ["training", "accuracy", *(f"{shown(s)}, {group}" for s, group in columns)]
+    chosen = [i for i, training in enumerate(trainings) if training == DEFAULT[0]]
+    return Table(f"{title}: accuracy and {_NAMES[metric]}, %", headings, rows, chosen)
+
+
+def accuracy_table(config: BenchmarkConfig, summary: Summary) -> Table:
     """ID accuracy of every training."""
     found = [line for line in summary.lines if line.set == KNOWN]
-    rows = [[TRAININGS[line.training].about, _spread(line)] for line in found]
+    rows = [[config.training_of(line.training).about, _spread(line)] for line in found]
     return Table("ID accuracy, %", ["training", "accuracy"], rows, [])
 
 

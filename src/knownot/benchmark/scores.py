@@ -124,9 +124,12 @@ def _ours(name: str) -> Score:
 
         @torch.no_grad()
         def scorer(arrays: Arrays) -> Tensor:
-            rows = (arrays.logits, arrays.features, arrays.backbone_features)
-            chunks = zip(*(_split(part) for part in rows), strict=True)
-            return torch.cat([model.scores(ClassifierOutput(*chunk))[name] for chunk in chunks])
+            if not arrays.scores:  # one pass gives them all
+                rows = (arrays.logits, arrays.features, arrays.backbone_features)
+                chunks = zip(*(_split(part) for part in rows), strict=True)
+                found = [model.scores(ClassifierOutput(*chunk)) for chunk in chunks]
+                arrays.scores.update({n: torch.cat([part[n] for part in found]) for n in found[0]})
+            return arrays.scores[name]
 
         return scorer
 

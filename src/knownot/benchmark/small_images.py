@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -15,23 +17,30 @@ from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import SmallImageTraining
 from knownot.benchmark.image_sets import Images, known_images, ood_images
 from knownot.benchmark.recipe import Part
-from knownot.benchmark.trainings import TRAININGS
 from knownot.benchmark.workplace import Workplace
+from knownot.data.altered import ALTERATIONS, alter
 from knownot.data.kept_files import read_tensors, write_tensors, write_whole
 from knownot.data.photo import open_photo
 from knownot.data.reading import read_batches
-from knownot.errors import DataError, MissingExtraError, TrainingError
+from knownot.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from knownot.models.classifier import ClassifierOutput, UnknownAwareClassifier
 from knownot.models.model_folder import choose_device, load, save
 from knownot.models.preprocessing import Preprocessing
-from knownot.training.config import TrainConfig
+from knownot.training.config import TrainConfig, make_config
 
 # Channel statistics of CIFAR-10's training images, as the paper's code has them.
 _MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 _PADDING = 4
+_ALTERED = 1000  # of the validation images
 _BATCH = 250  # images sent through a network together where nothing is learnt
 _FINAL_LR = 1e-6
+
+# Settings of `knownot train` that a training may change here: those of the network's end, which
+# count from the first step on, and those that count once VOS has started.
+_FROM_THE_FIRST_STEP = {"bottleneck", "bottleneck_relu", "standardise", "queue_size", "gaussians"}
+_FROM_THE_START = {"vos_weight", "draws_per_class", "outliers_per_class", "tail_probability"}
+_FROM_THE_START |= {"radius_ratio", "phi", "shrinkage", "outliers"}
 
 
 class SmallImageRecipe:
@@ -47,7 +56,9 @@ class SmallImageRecipe:
         self._pixels: dict[str, Tensor] = {}
 
     def check(self) -> None:
-        """Look at all image sets before anything is trained."""
+        """Look at all settings and image sets before anything is trained."""
+        for training in self.place.config.methods:
+            self._settings(training)
         for name in self.place.config.sets:
             ood_images(name, self.place.data, self.place.config.max_images)
         self._classes  # noqa: B018
@@ -61,8 +72,8 @@ class SmallImageRecipe:
         device = choose_device(self.settings.device)
         model = self._build(training).to(device)
         checkpoint = folder.with_name(f".{folder.name}.ckpt")
-        peer = TRAININGS[training].peer
-        model.vos.start_step = int(self.settings.vos_start * self._steps)
+        peer = self.place.config.training_of(training).peer
+        model.vos.start_step = self._settings(training).start_step(self._steps)
         run = SmallImageRun(
             model,
             model.vos if peer is None else peer(model).to(device),
@@ -70,13 +81,14 @@ class SmallImageRecipe:
             self._known_pixels("train"),
             self._known_labels("train"),
             seed,
+            None if peer else self._shared_beginning(training, seed),
         )
         stage = f"{training}, seed {seed}: epochs"
         run.train(checkpoint, self.place.reporter.stage(stage, self.settings.epochs))
         model.cpu().eval()
         train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
         model.fit_scores(train.backbone_features, train.labels)
-        model.calibrate(val.backbone_features)
+        model.calibrate(val.backbone_features, altered=self._altered(model))
         save(model, folder)
         checkpoint.unlink(missing_ok=True)
         return model
@@ -109,6 +121,13 @@ class SmallImageRecipe:
             write_tensors(file, kept)
         pixels_again = None if part == "train" else lambda: self._part_pixels(part)
         return from_backbone_features(model, kept["rows"], labels, pixels_again)
+
+    @torch.no_grad()
+    def _altered(self, model: UnknownAwareClassifier) -> list[Tensor]:
+        """Features of altered validation images, which choose the parts of the combined score."""
+        images = self._known_pixels("val")[:_ALTERED]
+        batches = (torch.split(alter(name, images, seed=0), _BATCH) for name in ALTERATIONS)
+        return [torch.cat([model.backbone_features(b) for b in kind]) for kind in batches]
 
     def _part_pixels(self, part: str) -> Tensor:
         if part in ("train", "val", "test"):
@@ -191,9 +210,36 @@ class SmallImageRecipe:
     def _backbone(self) -> nn.Module:
         return wide_resnet(self.settings.depth, self.settings.width, self.settings.dropout)
 
+    def _settings(self, training: str) -> TrainConfig:
+        """What `knownot train` would be told.
+
+        Raises:
+            ConfigError: If the training changes what this recipe has settings of its own for.
+        """
+        changes = dict(self.place.config.training_of(training).settings)
+        allowed = _FROM_THE_FIRST_STEP | _FROM_THE_START | {"vos_start"}
+        if wrong := set(changes) - allowed:
+            raise ConfigError(
+                f"methods.{training}: {', '.join(sorted(wrong))} cannot differ between trainings "
+                f"on small images; expected some of {', '.join(sorted(allowed))}"
+            )
+        config = make_config(
+            {"vos_start": self.settings.vos_start, **changes}
+            | {"task": "classify", "data": self.place.data, "finetune": "all"}
+        )
+        assert isinstance(config, TrainConfig)
+        return config
+
+    def _shared_beginning(self, training: str, seed: int) -> Path:
+        """File for the model before VOS starts, which trainings that differ later have in common."""
+        settings = self._settings(training).model_dump(include={"vos_start", *_FROM_THE_FIRST_STEP})
+        settings |= self.settings.model_dump(exclude={"device", "vos_start"}) | {"seed": seed}
+        settings["known"] = self.place.config.known
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return self.place.output / "models" / f".beginning-seed{seed}-{digest}.ckpt"
+
     def _build(self, training: str) -> UnknownAwareClassifier:
-        changes = dict(TRAININGS[training].settings)
-        config = TrainConfig(data=self.place.data, finetune="all", **changes)
+        config = self._settings(training)
         width = 64 * self.settings.width
         bottleneck = config.bottleneck_for(width)
         return UnknownAwareClassifier(
@@ -202,7 +248,8 @@ class SmallImageRecipe:
             self._classes,
             self._preprocessing,
             bottleneck=bottleneck,
-            standardise=False,
+            bottleneck_relu=config.bottleneck_relu,
+            standardise=config.standardised,
             vos=config.vos_settings(len(self._classes), bottleneck or width),
         ).to(memory_format=torch.channels_last)
 
@@ -238,6 +285,8 @@ class SmallImageRun:
         pixels: Training images (N, 3, S, S), uint8.
         labels: Their classes (N,), int64.
         seed: All randomness of an epoch follows from it and the epoch.
+        beginning: File for the state before VOS starts: read where there is one, else written.
+            Runs that differ only in what counts after the start may share it.
     """
 
     def __init__(
@@ -248,8 +297,10 @@ class SmallImageRun:
         pixels: Tensor,
         labels: Tensor,
         seed: int,
+        beginning: Path | None = None,
     ) -> None:
         self.model, self.uncertainty, self.settings, self.seed = model, uncertainty, settings, seed
+        self.beginning = beginning
         self.pixels, self.labels = pixels.to(model.device), labels.to(model.device)
         self.steps = steps_per_epoch(len(labels), settings)
         decayed = [
@@ -272,11 +323,13 @@ class SmallImageRun:
             TrainingError: If the loss is not finite.
         """
         advance = progress if callable(progress) else lambda done: None
-        first = self._resume(checkpoint)
+        first = self._resume(checkpoint) or self._begin()
         advance(first)
         for epoch in range(first, self.settings.epochs):
             self.train_epoch(epoch)
             self._keep(checkpoint, epoch + 1)
+            if self.beginning and epoch + 1 == self.model.vos.start_step // self.steps:
+                self._keep(self.beginning, epoch + 1)
             advance(1)
 
     def train_epoch(self, epoch: int, steps: int | None = None) -> None:
@@ -300,7 +353,7 @@ class SmallImageRun:
 
     def _forward(self, images: Tensor) -> ClassifierOutput:
         # The head and the losses always in float32: covariances need it.
-        half = self.settings.precision == "bf16-mixed"
+        half = self.settings.precision == "bf16-mixed" and _has_bfloat16(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             features = self.model.backbone_features(images)
         return self.model.classify(features.float())
@@ -328,6 +381,28 @@ class SmallImageRun:
         self.uncertainty.load_state_dict(state["uncertainty"])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["epochs"])
+
+    def _begin(self) -> int:
+        """Go on from a beginning that another run left; φ, unused until then, is this run's own."""
+        if self.beginning is None or not self.beginning.is_file():
+            return 0
+        state = torch.load(self.beginning, map_location=self.model.device, weights_only=True)
+        own = {name: value for name, value in self.model.state_dict().items() if ".phi." in name}
+        others = {name: value for name, value in state["model"].items() if ".phi." not in name}
+        self.model.load_state_dict(others | own)
+        # Momentum of the network alone: energy weights and φ have had no gradient yet.
+        optimizer = {**self.optimizer.state_dict(), "state": state["optimizer"]["state"]}
+        self.optimizer.load_state_dict(optimizer)
+        return int(state["epochs"])
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the processor; on others a step takes some 20 times as long."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def crop_and_mirror(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ways of training a model that are compared, by name."""
+"""Ways of training a model that are compared, by name; a benchmark's file may add its own."""
 
 from __future__ import annotations
 

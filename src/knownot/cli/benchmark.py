@@ -13,13 +13,17 @@ from knownot.cli.console import photo_progress, print_json, stderr, stdout
 from knownot.errors import ConfigError
 
 if TYPE_CHECKING:
+    from knownot.benchmark.config import BenchmarkConfig
     from knownot.benchmark.run import BenchmarkResult
 
 
 def benchmark(
     config: Annotated[
         str,
-        typer.Option(help="cats_dogs, cifar10_small, cifar10_wrn40, or a YAML file of your own."),
+        typer.Option(
+            help="cats_dogs, cifar10_small, cifar10_wrn40, ablations_cats_dogs, "
+            "ablations_cifar10_small, or a YAML file of your own."
+        ),
     ] = "cats_dogs",
     data: Annotated[
         Path | None,
@@ -41,6 +45,8 @@ def benchmark(
     [bold]knownot benchmark --config cats_dogs --data data/[/]
 
     [bold]knownot benchmark --config cifar10_small --data data/ --protocol openood[/]
+
+    [bold]knownot benchmark --config ablations_cats_dogs --data data/[/]   one setting changed at a time
 
     Writes results.csv, summary.csv, report.md and report.html. The same command goes on where the
     last one was interrupted; what is in the results is not measured again.
@@ -66,7 +72,7 @@ def benchmark(
         lines = [asdict(line) for line in result.summary.lines]
         print_json({"protocol": protocol, "lines": lines, "failed": result.failed})
         return
-    _print(protocol, result)
+    _print(settings, protocol, result)
     stderr().print(f"report: {result.report}", soft_wrap=True)
 
 
@@ -102,12 +108,12 @@ class _Printer:
             stderr().print(text, soft_wrap=True, markup=False)
 
 
-def _print(protocol: str, result: BenchmarkResult) -> None:
+def _print(config: BenchmarkConfig, protocol: str, result: BenchmarkResult) -> None:
     from rich.table import Table
 
-    from knownot.benchmark.report import accuracy_table, method_table
+    from knownot.benchmark.report import main_tables
 
-    for table in (accuracy_table(result.summary), method_table(protocol, result.summary)):
+    for table in main_tables(config, protocol, result.summary):
         drawn = Table(title=table.title, title_justify="left")
         for heading in table.headings:
             drawn.add_column(heading)

@@ -13,6 +13,7 @@ import typer
 
 from knownot import __version__
 from knownot.cli import (
+    audit,
     benchmark,
     demo,
     evaluate,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
+app.command()(audit.audit)
 app.command()(predict.predict)
 app.command()(export.export)
 app.command()(serve.serve)

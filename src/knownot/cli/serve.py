@@ -26,10 +26,6 @@ def serve(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Most photos that go through a classifier together.")
     ] = 2,
-    batch_wait: Annotated[
-        float,
-        typer.Option(min=0, help="Milliseconds that an idle model waits for photos being decoded."),
-    ] = 5,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Batches that run at the same time. (default: usable cores)"),
@@ -94,9 +90,7 @@ def serve(
             queue=max_queue,
             seconds=timeout,
         ),
-        batching=Batching(
-            threads=threads, size=batch_size, wait=batch_wait / 1000, drift_window=drift_window
-        ),
+        batching=Batching(threads=threads, size=batch_size, drift_window=drift_window),
         root_path=root_path,
         samples=samples,
         inbox=inbox,

@@ -51,6 +51,9 @@ def train(
     bottleneck: Annotated[
         int | None, typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)")
     ] = None,
+    bottleneck_relu: Annotated[
+        bool | None, typer.Option(help="ReLU behind it. (default: yes)")
+    ] = None,
     standardise: Annotated[
         bool | None,
         typer.Option(help="Unit length and variance before it. (default: head yes, all no)"),
@@ -101,6 +104,13 @@ def train(
     ] = None,
     shrinkage: Annotated[
         str | None, _method(help="Of the covariance: oas, fixed. (default: oas)")
+    ] = None,
+    outliers: Annotated[
+        str | None,
+        _method(
+            help="Where they come from: gaussian; for comparison diagonal, per-class, noise, "
+            "noisy-features, mixup, npos. (default: gaussian)"
+        ),
     ] = None,
     knn_k: Annotated[int | None, _method(help="Neighbour of the knn score. (default: 10)")] = None,
     alpha: Annotated[

@@ -12,9 +12,12 @@ Vovk, "Cross-conformal predictors", 2015.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+
+from knownot.core.metrics import fpr95
 
 _TAIL = 0.1
 _KNOTS = 512
@@ -138,3 +141,45 @@ class CombinedScore(nn.Module):
         if n == 1:
             out = self(scores)
         return out
+
+
+def choose_parts(
+    known: Mapping[str, Tensor], outliers: Sequence[Mapping[str, Tensor]], parts: Sequence[str]
+) -> list[str]:
+    """Which parts to combine, judged by outliers that were made of in-distribution data.
+
+    Of all combinations the one with the lowest FPR95, in the mean over the kinds of outliers; but
+    all parts together, unless its gain over them is more than one standard error of the kinds'
+    gains.
+
+    Args:
+        known: The parts' scores (n,) of held-out ID data.
+        outliers: Their scores (m,) of each kind of outliers.
+        parts: Names of the parts.
+
+    Returns:
+        The chosen parts, in their order; all of them where fewer than two kinds can judge.
+    """
+    subsets = [s for size in range(len(parts), 0, -1) for s in combinations(parts, size)]
+    if len(outliers) < 2:
+        return list(parts)
+    together = CombinedScore(parts).fit(known)
+
+    def minus_log_p(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {part: together.log_p[part](scores[part]).double() for part in parts}
+
+    of_known, of_kinds = minus_log_p(known), [minus_log_p(scores) for scores in outliers]
+
+    def measured(subset: Sequence[str], of: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([of[part] for part in subset]).sum(0)
+
+    rates = torch.tensor(
+        [
+            [fpr95(measured(subset, of_known), measured(subset, kind)) for kind in of_kinds]
+            for subset in subsets
+        ]
+    )
+    best = int(rates.mean(1).argmin())
+    gains = rates[0] - rates[best]
+    error = gains.std() / len(outliers) ** 0.5
+    return list(subsets[best] if gains.mean() > error else parts)

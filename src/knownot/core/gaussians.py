@@ -149,12 +149,22 @@ class ClassGaussians(FixedDtypeModule):
 
     def _upper_covariance(self) -> Tensor:
         total, weight = self.deviations()
+        return self.shrunk(total, weight, self.counts.sum())
+
+    def shrunk(self, total: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+        """Covariance (D, D) after shrinkage, upper half, zeros below the diagonal.
+
+        Args:
+            total: Sum of `(h - mu)(h - mu)^T` (D, D), float64, upper half; is overwritten.
+            weight: Its weight, scalar.
+            count: Number of rows behind it, scalar.
+        """
         total.triu_()
         weight = weight.clamp(min=1)
         mean_variance = total.diagonal().mean() / weight
         floor = _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR
         if self.shrinkage == "oas":
-            identity = oas_weight(total, self.counts.sum())
+            identity = oas_weight(total, count)
             total *= (1 - identity) / weight
             floor = floor + identity * mean_variance
         else:
@@ -171,15 +181,7 @@ class ClassGaussians(FixedDtypeModule):
         return self._upper_factor().T
 
     def _upper_factor(self) -> Tensor:
-        covariance = self._upper_covariance()
-        # Reads the upper half alone.
-        upper: Tensor
-        upper, info = torch.linalg.cholesky_ex(covariance, upper=True)
-        if covariance.dtype == torch.float64:
-            return upper  # the floor lies far above its rounding
-        # A device without float64: should its rounding win, the diagonal serves.
-        fallback = torch.diag_embed(covariance.diagonal().clamp_min(_ABSOLUTE_FLOOR).sqrt())
-        return torch.where(info == 0, upper, fallback)
+        return upper_factor(self._upper_covariance())
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self._rows, self._rows_since_factor])
@@ -449,6 +451,18 @@ def _add_squares(total: Tensor, rows: Tensor, sign: int = 1) -> None:
 def _symmetric(upper: Tensor) -> Tensor:
     """The symmetric matrix (D, D) with the upper half of `upper`."""
     return upper.triu() + upper.triu(1).T
+
+
+def upper_factor(covariance: Tensor) -> Tensor:
+    """Factor `U` (D, D) with `U^T U` the covariance whose upper half is given, positive definite."""
+    # Reads the upper half alone.
+    upper: Tensor
+    upper, info = torch.linalg.cholesky_ex(covariance, upper=True)
+    if covariance.dtype == torch.float64:
+        return upper  # the floor lies far above its rounding
+    # A device without float64: should its rounding win, the diagonal serves.
+    fallback = torch.diag_embed(covariance.diagonal().clamp_min(_ABSOLUTE_FLOOR).sqrt())
+    return torch.where(info == 0, upper, fallback)
 
 
 def oas_weight(scatter: Tensor, count: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ equation 3; order statistics: Devroye, "Non-Uniform Random Variate Generation", 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from knownot.core.chi_square import ChiSquareTail
+from knownot.core.gaussians import ClassGaussians
 
 
 class TailNoise(NamedTuple):
@@ -91,7 +92,8 @@ def place_outliers(
     Args:
         noise: Of K classes and t outliers each.
         means: Class means (K, D).
-        upper: Upper factor `U` (D, D) of the shared covariance, `U^T U = Sigma`.
+        upper: Upper factor `U` (D, D) of the shared covariance, `U^T U = Sigma`; or (K, D, D), one
+            for each class.
         tail: Chi-square quantile for D degrees of freedom.
         draws_per_class: n of the paper; `1 / n` is the tail probability. Need not be whole.
         radius_scale: Stretches all radii; 1 keeps the exact law.
@@ -115,3 +117,93 @@ def place_outliers(
     z = z * (radii.to(means.dtype) / length).unsqueeze(-1)
     outliers: Tensor = means.unsqueeze(1) + z @ upper.to(means.dtype)
     return outliers
+
+
+class OutlierSampler(nn.Module):
+    """Where virtual outliers come from: what `VirtualOutlierLoss` asks in every step.
+
+    `draw` makes the random numbers, `place` turns them into outliers by operations on tensors alone,
+    fit for `torch.compile`. Outliers of a class that has shown no feature may be anything finite:
+    they take no part in the loss.
+
+    Args:
+        feature_dim: Feature width D.
+        outliers_per_class: t of the paper.
+
+    Attributes:
+        reads_windows: Whether it needs the features themselves, that is `WindowGaussians`.
+    """
+
+    reads_windows = False
+
+    def __init__(self, feature_dim: int, outliers_per_class: int = 1) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.outliers_per_class = outliers_per_class
+
+    def draw(self, classes: int, device: torch.device, generator: torch.Generator | None) -> Any:
+        """Random numbers for so many classes: a tuple of tensors on the device."""
+        raise NotImplementedError  # abstract
+
+    def place(
+        self, noise: Any, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
+    ) -> Tensor:
+        """Virtual outliers from their random numbers.
+
+        Args:
+            noise: What `draw` gave for C classes.
+            gaussians: What is known of the classes.
+            upper: Factor `U` (D, D), float32, of their covariance, `U^T U = Sigma`.
+            classes: Indices of the classes (C,), int64; None for all.
+
+        Returns:
+            Outliers (C, t, D), float32.
+        """
+        raise NotImplementedError  # abstract
+
+
+class GaussianTail(OutlierSampler):
+    """The paper's: the least likely draws of every class Gaussian, see `place_outliers`.
+
+    Args:
+        feature_dim: Feature width D.
+        outliers_per_class: t of the paper.
+        draws_per_class: n of the paper.
+        radius_scale: Stretches all radii.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        outliers_per_class: int = 1,
+        draws_per_class: float = 10_000.0,
+        radius_scale: float = 1.0,
+    ) -> None:
+        super().__init__(feature_dim, outliers_per_class)
+        self.draws_per_class = draws_per_class
+        self.radius_scale = radius_scale
+        self.tail = ChiSquareTail(feature_dim)
+
+    def draw(
+        self, classes: int, device: torch.device, generator: torch.Generator | None
+    ) -> TailNoise:
+        return draw_tail_noise(classes, self.outliers_per_class, self.tail, generator=generator)
+
+    def place(
+        self, noise: TailNoise, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
+    ) -> Tensor:
+        means = gaussians.means
+        if classes is not None:
+            means = means.index_select(0, classes)
+        return place_outliers(
+            noise,
+            means.float(),
+            self.factor(gaussians, upper, classes),
+            self.tail,
+            draws_per_class=self.draws_per_class,
+            radius_scale=self.radius_scale,
+        )
+
+    def factor(self, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None) -> Tensor:
+        """Factor of the covariance that is drawn from: `upper`, shared by all classes."""
+        return upper

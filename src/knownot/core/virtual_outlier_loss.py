@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knownot.core import chi_square
-from knownot.core.chi_square import ChiSquareTail
 from knownot.core.energy import negative_weighted_energy
 from knownot.core.gaussians import (
     ClassGaussians,
@@ -22,7 +21,8 @@ from knownot.core.gaussians import (
     StreamingGaussians,
     WindowGaussians,
 )
-from knownot.core.outliers import TailNoise, draw_tail_noise, place_outliers
+from knownot.core.other_outliers import OutlierName, make_sampler
+from knownot.core.outliers import OutlierSampler
 from knownot.core.phi import PhiName, make_phi
 from knownot.core.ranks import gather_rows, shared_seed, world_size
 
@@ -89,6 +89,8 @@ class VirtualOutlierLoss(nn.Module):
         gaussians: "window" (exact, the paper's), "streaming" (exponential forgetting, small), or
             an instance of `ClassGaussians`.
         shrinkage: "oas" or "fixed", see `ClassGaussians`.
+        outliers: Where outliers come from: "gaussian", the paper's tails; another of `OutlierName`,
+            for comparison; or an `OutlierSampler` of your own, whose number per class counts.
         min_count: Features a class must have shown before outliers are drawn around it. The shared
             covariance uses the features of all classes.
         background_index: Column of the logits that takes no part in the energy (a detector's
@@ -128,6 +130,7 @@ class VirtualOutlierLoss(nn.Module):
         phi: PhiName = "monotone",
         gaussians: Literal["window", "streaming"] | ClassGaussians = "window",
         shrinkage: Shrinkage = "oas",
+        outliers: OutlierName | OutlierSampler = "gaussian",
         min_count: int = 2,
         background_index: int | None = None,
         generator: torch.Generator | None = None,
@@ -159,13 +162,22 @@ class VirtualOutlierLoss(nn.Module):
             if gaussians not in kinds:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = kinds[gaussians](num_classes, feature_dim, queue_size, shrinkage)
+        exact_ratio = chi_square.radius_ratio(feature_dim, draws_per_class)
+        radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
+        if isinstance(outliers, str):
+            outliers = make_sampler(
+                outliers, feature_dim, outliers_per_class, float(draws_per_class), radius_scale
+            )
+        if outliers.reads_windows and not isinstance(gaussians, WindowGaussians):
+            raise ValueError(
+                f"outliers: {type(outliers).__name__} is made from features themselves; "
+                'it needs gaussians="window"'
+            )
         self._head = (head,)  # in a tuple, so that nn.Module does not register it
         self.num_classes = num_classes
         self.feature_dim = feature_dim
         self.weight = weight
         self.start_step = start_step
-        self.draws_per_class = float(draws_per_class)
-        self.outliers_per_class = outliers_per_class
         self.classes_per_step = min(classes_per_step, num_classes)
         self.min_count = min_count
         self.background_index = background_index
@@ -174,12 +186,10 @@ class VirtualOutlierLoss(nn.Module):
         self._shared_seed: int | None = None
         self._compiled_step: Callable[..., Tensor] | None = None
         self.gaussians: ClassGaussians = gaussians
-        self.tail = ChiSquareTail(feature_dim)
+        self.sampler = outliers
         self.phi = make_phi(phi)
         self.raw_energy_weights = nn.Parameter(torch.full((num_classes,), _INITIAL_RAW_WEIGHT))
-        exact_ratio = chi_square.radius_ratio(feature_dim, self.draws_per_class)
-        self.radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
-        self.radius_ratio = exact_ratio * self.radius_scale
+        self.radius_ratio = exact_ratio * radius_scale
 
     @property
     def energy_weights(self) -> Tensor:
@@ -228,23 +238,9 @@ class VirtualOutlierLoss(nn.Module):
     @torch.no_grad()
     def sample_outliers(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw virtual outliers (K * t, D) from the Gaussians as they are, class by class."""
-        noise = self._draw_noise(self.num_classes, generator or self.generator)
         upper = self.gaussians.cholesky().T.float()
-        return self._place_outliers(noise, self.gaussians.means, upper)
-
-    def _draw_noise(self, classes: int, generator: torch.Generator | None) -> TailNoise:
-        return draw_tail_noise(classes, self.outliers_per_class, self.tail, generator=generator)
-
-    def _place_outliers(self, noise: TailNoise, means: Tensor, upper: Tensor) -> Tensor:
-        outliers = place_outliers(
-            noise,
-            means.float(),
-            upper,
-            self.tail,
-            draws_per_class=self.draws_per_class,
-            radius_scale=self.radius_scale,
-        )
-        return outliers.flatten(0, 1)
+        noise = self.sampler.draw(self.num_classes, upper.device, generator or self.generator)
+        return self.sampler.place(noise, self.gaussians, upper, None).flatten(0, 1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the step, in place; takes the arguments of `torch.compile`.
@@ -284,7 +280,8 @@ class VirtualOutlierLoss(nn.Module):
             self.gaussians.take_in(rows, joint_labels)
             return logits.new_zeros((), dtype=torch.float32)
         classes = self._classes_in_turn(features.device)
-        noise = self._draw_noise(self.classes_per_step, self._generator(ranks, features))
+        generator = self._generator(ranks, features)
+        noise = self.sampler.draw(self.classes_per_step, features.device, generator)
         refactor = self.gaussians.factor_due()
         step = self._compiled_step or self._step
         return step(features, logits, labels, rows, joint_labels, classes, noise, refactor)
@@ -304,16 +301,14 @@ class VirtualOutlierLoss(nn.Module):
         rows: Tensor,
         joint_labels: Tensor,
         classes: Tensor | None,
-        noise: TailNoise,
+        noise: Any,
         refactor: bool,
     ) -> Tensor:
         self.gaussians.take_in(rows, joint_labels)
         if refactor:
             self.gaussians.refactor()
-        means = self.gaussians.means
-        if classes is not None:
-            means = means.index_select(0, classes)
-        outliers = self._place_outliers(noise, means, self.gaussians.upper).to(features.dtype)
+        outliers = self.sampler.place(noise, self.gaussians, self.gaussians.upper, classes)
+        outliers = outliers.flatten(0, 1).to(features.dtype)
         return self._loss(logits, labels, outliers, classes, joint_labels)
 
     def _loss(
@@ -329,7 +324,7 @@ class VirtualOutlierLoss(nn.Module):
         ready = self.ready()
         drawn = ready if classes is None else ready.index_select(0, classes)
         takes_part = torch.cat(
-            [self._in_range(labels), drawn.repeat_interleave(self.outliers_per_class)]
+            [self._in_range(labels), drawn.repeat_interleave(self.sampler.outliers_per_class)]
         )
         weights = (takes_part & ready.any()).to(phi.dtype)
         is_id = torch.ones_like(weights)
@@ -339,7 +334,7 @@ class VirtualOutlierLoss(nn.Module):
         # The mean over the ranks is that over the joint batch and the outliers, which all share;
         # the classes in turn stand for all.
         rows = self._in_range(labels if joint_labels is None else joint_labels).sum()
-        total = rows + ready.sum() * self.outliers_per_class
+        total = rows + ready.sum() * self.sampler.outliers_per_class
         weights[len(logits) :] *= self.num_classes / (ranks * self.classes_per_step)
         return self.weight * ranks * uncertainty_loss(phi, is_id, weights, total)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from knownot.data.kept_files import write_whole
+from knownot.data.kept_files import remove_torn, write_whole
 from knownot.errors import ConfigError
 
 _SIDE, _QUALITY = 1600, 92
@@ -51,6 +51,7 @@ class Inbox:
             raise ConfigError(f"{folder}: cannot keep photos there ({error.strerror})") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"{folder}: cannot keep photos there; it may not be written to")
+        remove_torn(folder)
         self.folder = folder
         self._most = most
         self._most_bytes = most_bytes

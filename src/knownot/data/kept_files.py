@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,9 @@ from knownot.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SCRATCH = ".writing-"
+_TORN = 3600.0  # seconds after which nobody is writing any more
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -27,12 +32,22 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder for it: two processes may write the same file, and `write` chooses the mode.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as scratch:
             temporary = Path(scratch, "file")
             write(temporary)
             os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a process that was killed an hour ago or earlier had half written there."""
+    for scratch in folder.glob(f"{_SCRATCH}*"):
+        try:
+            if time.time() - scratch.stat().st_mtime > _TORN:
+                shutil.rmtree(scratch)
+        except OSError:  # another process removed it, or may alone
+            continue
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

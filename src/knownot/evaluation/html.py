@@ -77,15 +77,12 @@ def _gallery(title: str, scored: Scored, indices: torch.Tensor) -> dict[str, Any
     pictures = []
     for i in indices[:_SHOWN].tolist():
         try:
-            image = open_photo(scored.paths[i], at_least=_THUMBNAIL)
+            source = thumbnail(scored.paths[i])
         except DataError:  # removed since it was scored
             continue
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=80)
         pictures.append(
             {
-                "src": data_url(buffer.getvalue(), "jpeg"),
+                "src": source,
                 "path": str(scored.paths[i]),
                 "predicted": int(scored.predicted[i]),
                 "confidence": float(scored.confidence[i]),
@@ -93,6 +90,19 @@ def _gallery(title: str, scored: Scored, indices: torch.Tensor) -> dict[str, Any
             }
         )
     return {"title": title, "total": len(indices), "pictures": pictures}
+
+
+def thumbnail(path: Path) -> str:
+    """A photo inside the page, 160 pixels at its longest side.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    image = open_photo(path, at_least=_THUMBNAIL)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return data_url(buffer.getvalue(), "jpeg")
 
 
 def data_url(data: bytes, kind: str) -> str:

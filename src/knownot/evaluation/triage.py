@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections import Counter
@@ -16,7 +15,6 @@ import numpy as np
 from knownot.data.image_folder import list_photos
 from knownot.data.inbox import kept_facts
 from knownot.data.kept_files import write_whole
-from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ _RECORD, _GALLERY = "triage.json", "triage.html"
 # the OOD photos of the benchmarks (0.6 left more photos alone, 0.8 mixed more kinds); it decides what a
 # gallery shows together, and touches no score or threshold of a model.
 _DISTANCE = 0.7
-_SHOWN, _THUMBNAIL, _BATCH = 16, 160, 32
+_SHOWN, _BATCH = 16, 32
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _nearest(photos: Iterable[Path]) -> tuple[str | None, float]:
 
 
 def _page(found: Triage) -> str:
-    from knownot.evaluation.html import render
+    from knownot.evaluation.html import render, thumbnail
 
     groups = [
         {
@@ -225,22 +223,12 @@ def _page(found: Triage) -> str:
             "total": len(cluster.photos),
             "nearest": cluster.nearest,
             "share": cluster.nearest_share,
-            "pictures": [_thumbnail(path) for path in cluster.photos[:_SHOWN]],
+            "pictures": [thumbnail(path) for path in cluster.photos[:_SHOWN]],
         }
         for cluster in found.clusters
     ]
-    alone = [_thumbnail(path) for path in found.alone[:_SHOWN]]
+    alone = [thumbnail(path) for path in found.alone[:_SHOWN]]
     return render("triage", groups=groups, alone=alone, total_alone=len(found.alone))
-
-
-def _thumbnail(path: Path) -> str:
-    from knownot.evaluation.html import data_url
-
-    image = open_photo(path, at_least=_THUMBNAIL)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return data_url(buffer.getvalue(), "jpeg")
 
 
 def parsed_names(given: Iterable[str]) -> dict[int, str]:

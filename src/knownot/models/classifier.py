@@ -58,6 +58,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         preprocessing: How photos become pixels.
         bottleneck: Width D of the layer between backbone and head, or None for the backbone's
             features themselves. Virtual outliers need a narrow layer, see `radius_ratio`.
+        bottleneck_relu: Whether a ReLU follows the bottleneck.
         standardise: Scale the backbone's features to unit length and unit variance before the
             bottleneck: right for a frozen backbone, whose features come in any scale; one that is
             trained along adapts by itself, and is less accurate behind such a layer.
@@ -82,6 +83,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         preprocessing: Preprocessing | None = None,
         *,
         bottleneck: int | None = 64,
+        bottleneck_relu: bool = True,
         standardise: bool = True,
         vos: VosSettings | None = None,
         architecture: str = "custom",
@@ -94,6 +96,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         self.backbone_dim = backbone_dim
         self.preprocessing = preprocessing or Preprocessing()
         self.bottleneck = bottleneck
+        self.bottleneck_relu = bottleneck_relu
         self.standardise = standardise and bottleneck is not None
         self.vos_settings = vos or VosSettings()
         self.architecture = architecture
@@ -101,7 +104,9 @@ class UnknownAwareClassifier(UnknownAwareModel):
         if self.standardise:
             self.neck.append(UnitLength()).append(nn.BatchNorm1d(backbone_dim, affine=False))
         if bottleneck is not None:
-            self.neck.append(nn.Linear(backbone_dim, bottleneck)).append(nn.ReLU())
+            self.neck.append(nn.Linear(backbone_dim, bottleneck))
+            if bottleneck_relu:
+                self.neck.append(nn.ReLU())
         width = backbone_dim if bottleneck is None else bottleneck
         self.head = nn.Linear(width, len(self.classes))
         self.vos = VirtualOutlierLoss(
@@ -140,14 +145,29 @@ class UnknownAwareClassifier(UnknownAwareModel):
         return self.row_scores(output.logits, output.backbone_features)
 
     @torch.no_grad()
-    def calibrate(self, backbone_features: Tensor, classwise: bool = False) -> None:
+    def calibrate(
+        self,
+        backbone_features: Tensor,
+        classwise: bool = False,
+        altered: Sequence[Tensor] = (),
+    ) -> None:
         """Calibrate every score on held-out in-distribution features (n, B).
 
         Args:
             backbone_features: Features that nothing was trained on.
             classwise: One calibration for each predicted class instead of one for all.
+            altered: Features (m, B) of such photos after each way of `knownot.data.altered`: they
+                choose the parts of the combined score. Without them it keeps the parts that it has.
         """
         self.eval()
+        if altered:
+            known, *outliers = (
+                (output.logits, output.backbone_features)
+                for output in (
+                    self.classify(rows.to(self.device)) for rows in (backbone_features, *altered)
+                )
+            )
+            self.choose_combination(known, outliers)
         output = self.classify(backbone_features.to(self.device))
         groups = output.logits.argmax(1).cpu() if classwise else None
         self.calibrate_rows(output.logits, output.backbone_features, groups)

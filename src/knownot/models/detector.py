@@ -134,7 +134,12 @@ class UnknownAwareDetector(UnknownAwareModel):
         size = (sides.prod(1).unsqueeze(1) > borders).sum(1)
         return labels * (len(SIZE_BORDERS) + 1) + size
 
-    def calibrate(self, detections: Detections, known: Tensor | None = None) -> None:
+    def calibrate(
+        self,
+        detections: Detections,
+        known: Tensor | None = None,
+        altered: Sequence[Detections] = (),
+    ) -> None:
         """Calibrate every score on boxes around known objects of held-out photos.
 
         The other boxes, on background and on parts of objects, help to scale the parts of the
@@ -144,7 +149,17 @@ class UnknownAwareDetector(UnknownAwareModel):
             detections: `boxes`, `labels`, `logits`, `features` of n boxes, from photos that nothing
                 was trained on.
             known: Which of them were matched with an annotated object (n,), bool; all if not given.
+            altered: Boxes, with `scores`, on such photos after each way of `knownot.data.altered`:
+                with all boxes of `detections` above the box threshold they choose the parts of the
+                combined score, as the paper's protocol counts boxes. Without them it keeps its parts.
         """
+        if altered:
+            above = [found["scores"] >= self.box_threshold for found in (detections, *altered)]
+            rows = [
+                (found["logits"][kept], found["features"][kept])
+                for found, kept in zip((detections, *altered), above, strict=True)
+            ]
+            self.choose_combination(rows[0], rows[1:])
         groups = self.groups(detections["boxes"], detections["labels"]).cpu()
         self.calibrate_rows(detections["logits"], detections["features"], groups, known)
 

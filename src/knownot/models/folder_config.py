@@ -52,6 +52,7 @@ class ClassifierConfig(_Common):
     architecture: str
     backbone_dim: int = Field(ge=1, le=1_000_000)
     bottleneck: int | None = Field(ge=1, le=1_000_000)
+    bottleneck_relu: bool = True
     standardise: bool
     classes: list[str] = Field(min_length=2)
     preprocessing: Preprocessing
@@ -72,6 +73,7 @@ class ClassifierConfig(_Common):
             self.classes,
             self.preprocessing,
             bottleneck=self.bottleneck,
+            bottleneck_relu=self.bottleneck_relu,
             standardise=self.standardise,
             vos=self.vos,
             architecture=self.architecture,
@@ -144,6 +146,7 @@ def describe(model: UnknownAwareModel) -> FolderConfig:
             architecture=model.architecture,
             backbone_dim=model.backbone_dim,
             bottleneck=model.bottleneck,
+            bottleneck_relu=model.bottleneck_relu,
             standardise=model.standardise,
             preprocessing=model.preprocessing,
             vos=model.vos_settings,

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from knownot.core.calibration import ConformalCalibration
-from knownot.core.combination import CombinedScore
+from knownot.core.combination import CombinedScore, choose_parts
 from knownot.core.energy import energy
 from knownot.core.gaussians import Shrinkage
+from knownot.core.other_outliers import OutlierName
 from knownot.core.phi import PhiName
 from knownot.core.scores import FeatureScores, max_softmax
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
@@ -22,7 +23,7 @@ from knownot.models.hub import HubMethods
 
 COMBINED = "combined"
 ScoreName = Literal["energy", "vos", "msp", "mahalanobis", "knn", "combined"]
-# The parts of the default score: what the method trains, and what the features give for free.
+# What the default score may combine: what the method trains, and what features give for free.
 COMBINED_PARTS = ("vos", "mahalanobis", "knn")
 
 
@@ -40,6 +41,7 @@ class VosSettings(BaseModel):
     phi: PhiName = "monotone"
     gaussians: Literal["window", "streaming"] = "window"
     shrinkage: Shrinkage = "oas"
+    outliers: OutlierName = "gaussian"
 
 
 class UnknownAwareModel(HubMethods, nn.Module):
@@ -107,6 +109,29 @@ class UnknownAwareModel(HubMethods, nn.Module):
         ).to(self.device)
 
     @torch.no_grad()
+    def choose_combination(
+        self, known: tuple[Tensor, Tensor], outliers: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Choose the parts of the combined score by outliers made of in-distribution photos.
+
+        Calibrations from now on combine these parts; without a choice, all of `COMBINED_PARTS`.
+
+        Args:
+            known: Logits (n, C) and features (n, B) of held-out rows.
+            outliers: The same of each kind of outliers, see `knownot.core.combination.choose_parts`.
+        """
+
+        def scored(rows: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            logits, features = (values.to(self.device) for values in rows)
+            return {name: score.cpu() for name, score in self.row_scores(logits, features).items()}
+
+        self.combined = None
+        of_known = scored(known)
+        parts = [part for part in COMBINED_PARTS if part in of_known]
+        chosen = choose_parts(of_known, [scored(rows) for rows in outliers if len(rows[0])], parts)
+        self.combined = CombinedScore(chosen)
+
+    @torch.no_grad()
     def calibrate_rows(
         self,
         logits: Tensor,
@@ -123,11 +148,12 @@ class UnknownAwareModel(HubMethods, nn.Module):
             known: Which rows are calibrated on (n,), bool, all if not given. The others only set,
                 with them, the scales on which the parts of the combined score are added.
         """
+        chosen = COMBINED_PARTS if self.combined is None else self.combined.parts
         self.combined = None
         self.card = None
         rows = logits.to(self.device), features.to(self.device)
         scores = {name: score.cpu() for name, score in self.row_scores(*rows).items()}
-        combined = CombinedScore([part for part in COMBINED_PARTS if part in scores])
+        combined = CombinedScore([part for part in chosen if part in scores])
         scores[COMBINED] = combined.fit_and_score(scores)
         self.combined = combined.to(self.device)
         self.classwise = groups is not None

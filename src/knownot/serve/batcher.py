@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,47 +24,34 @@ class _Item(Generic[Photo, Settings, Answer]):
 class Batcher(Generic[Photo, Settings, Answer]):
     """Collects photos into batches for threads that run the model.
 
-    While batches run, the next ones fill by themselves. An idle thread takes what there is, and
-    waits for more only as long as photos are announced and `wait` is not over: a photo that comes
-    alone is not delayed.
+    An idle thread takes at once what there is, and of many photos its share: none waits for others
+    to come, and none behind another while a thread has nothing to do.
 
     Args:
-        run: Answers for photos that were asked for with the same settings.
+        run: Answers for photos that were asked for with the same settings; for one that has none,
+            the exception to raise.
         threads: Batches that run at the same time.
         size: Largest number of photos in a batch.
-        wait: Seconds to wait for announced photos.
         observe: Called with the number of photos of each batch.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Photo], Settings], list[Answer]],
+        run: Callable[[list[Photo], Settings], list[Answer | Exception]],
         *,
         threads: int,
         size: int,
-        wait: float,
         observe: Callable[[int], None] = lambda photos: None,
     ) -> None:
         self._run = run
         self._size = size
-        self._wait = wait
         self._observe = observe
         self._queue: asyncio.Queue[_Item[Photo, Settings, Answer]] = asyncio.Queue()
-        self._announced = 0
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="model")
         self._parallel = threads
 
-    @contextmanager
-    def announced(self) -> Iterator[None]:
-        """While inside, a photo is on its way."""
-        self._announced += 1
-        try:
-            yield
-        finally:
-            self._announced -= 1
-
     async def answer(self, photo: Photo, settings: Settings) -> Answer:
-        """The model's answer for a photo; raises what `run` raises."""
+        """The model's answer for a photo; raises what `run` raises, or returns for it."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Item(photo, settings, future))
         return await future
@@ -83,18 +69,9 @@ class Batcher(Generic[Photo, Settings, Answer]):
 
     async def _collect(self) -> list[_Item[Photo, Settings, Answer]]:
         batch = [await self._queue.get()]
-        deadline = asyncio.get_running_loop().time() + self._wait
-        while len(batch) < self._size:
-            if self._queue.empty():
-                if not self._announced:
-                    break
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        batch.append(await self._queue.get())
-                except TimeoutError:
-                    break
-            else:
-                batch.append(self._queue.get_nowait())
+        share = -(-(1 + self._queue.qsize()) // self._parallel)
+        while len(batch) < min(share, self._size):
+            batch.append(self._queue.get_nowait())
         return batch
 
     async def _answer_batch(self, batch: list[_Item[Photo, Settings, Answer]]) -> None:
@@ -105,14 +82,17 @@ class Batcher(Generic[Photo, Settings, Answer]):
         for settings, items in by_settings.items():
             photos = [item.photo for item in items]
             self._observe(len(photos))
+            answers: list[Answer | Exception]
             try:
                 answers = await asyncio.get_running_loop().run_in_executor(
                     self._threads, self._run, photos, settings
                 )
-                for item, answer in zip(items, answers, strict=True):
-                    if not item.answer.done():
-                        item.answer.set_result(answer)
             except Exception as error:
-                for item in items:
-                    if not item.answer.done():
-                        item.answer.set_exception(error)
+                answers = [error] * len(items)
+            for item, answer in zip(items, answers, strict=True):
+                if item.answer.done():
+                    continue
+                if isinstance(answer, Exception):
+                    item.answer.set_exception(answer)
+                else:
+                    item.answer.set_result(answer)

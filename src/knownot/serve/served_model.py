@@ -44,8 +44,7 @@ class ServedModel(Generic[_Model]):
 
     Attributes:
         judged: What alpha is a share of, and metrics and the drift alarm count.
-        together: Whether photos share batches. Where they do not, they are kept whole until their
-            turn, and few at a time.
+        together: Whether photos share batches.
         defaults: The model's own score and alpha.
         scores: Names of its scores.
         least_side: Shorter side in pixels that `prepare` has use for, or None for all of it.
@@ -62,7 +61,7 @@ class ServedModel(Generic[_Model]):
         self.least_side: int | None = model.least_side
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """What is kept of a photo until its turn comes; takes time, so call it in a thread."""
+        """What the model reads of a photo; takes time, so call it in a thread."""
         pixels: Pixels = self._model.prepare(image)
         return pixels
 

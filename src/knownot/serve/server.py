@@ -41,6 +41,8 @@ def serve(
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what was accepted by then is still answered.
 
+    SIGTERM then raises `SystemExit(0)`, so that supervisors see a clean end.
+
     Args:
         model: File of `knownot export`, or a model folder.
         host: Address to listen on.
@@ -74,6 +76,8 @@ def serve(
             )
         app = create_app(loaded, limits, batching, api_key=key, samples=offered, inbox=inbox)
         log("serving", address=address, model=str(model))
+        # From here on it finishes what it accepted: the end that was asked for is no failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         make_server(app, limits, root_path).run(sockets=[listener])
 
 

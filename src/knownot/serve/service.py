@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from starlette.requests import Request
 
@@ -38,13 +38,11 @@ class Batching:
         threads: Batches that run at the same time; one for each usable core if None.
         size: Most photos in a batch. On a CPU a batch takes as long as its photos one by one, and
             who comes first waits for the last: large ones only delay.
-        wait: Seconds that an idle model waits for photos that are being decoded.
         drift_window: Last photos, or of a detector boxes, that the drift alarm watches.
     """
 
     threads: int | None = None
     size: int = 2
-    wait: float = 0.005
     drift_window: int = 500
 
 
@@ -75,33 +73,28 @@ class Service:
         self.metrics = Metrics(model, self.load, self.drift)
         self._batching = batching
         self._inbox = inbox
-        self._batcher: Batcher[Any, Settings, PhotoAnswer]
-        self._decoders: ThreadPoolExecutor
-        # Photos that are kept whole take up to 3 bytes a pixel: one in work and one decoded a thread.
-        self._room: AbstractAsyncContextManager[Any] = nullcontext()
+        self._batcher: Batcher[Upload, Settings, PhotoAnswer]
+        self._keepers: ThreadPoolExecutor
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Starts the threads, answers for a grey photo once, and stops the threads at the end."""
-        threads = self._batching.threads or usable_cores()
-        if not self.model.together:
-            self._room = asyncio.Semaphore(2 * threads)
         self._batcher = Batcher(
-            self.model.answer,
-            threads=threads,
+            self._answers,
+            threads=self._batching.threads or usable_cores(),
             size=self._batching.size if self.model.together else 1,
-            wait=self._batching.wait,
             observe=self.metrics.batches.observe,
         )
-        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        self._keepers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="keep")
         worker = asyncio.create_task(self._batcher.work())
         try:
-            grey = self.model.prepare(Image.new("RGB", (640, 480), "grey"))
-            await self._batcher.answer(grey, self.model.defaults)
+            grey = io.BytesIO()
+            Image.new("RGB", (640, 480), "grey").save(grey, "PNG")
+            await self._batcher.answer(Upload("grey", grey.getvalue()), self.model.defaults)
             yield
         finally:
             worker.cancel()
-            self._decoders.shutdown(wait=False, cancel_futures=True)
+            self._keepers.shutdown(wait=False, cancel_futures=True)
             log("stopped")
 
     async def predict(self, request: Request, settings: Settings) -> list[PhotoAnswer]:
@@ -135,15 +128,8 @@ class Service:
         return answers
 
     async def _answer(self, upload: Upload, settings: Settings, several: bool) -> PhotoAnswer:
-        async with self._room:
-            return await self._answer_now(upload, settings, several)
-
-    async def _answer_now(self, upload: Upload, settings: Settings, several: bool) -> PhotoAnswer:
         try:
-            with self._batcher.announced():
-                photo = await asyncio.get_running_loop().run_in_executor(
-                    self._decoders, self._prepared, upload
-                )
+            answer = await self._batcher.answer(upload, settings)
         except RefusedError as refusal:
             failed = PhotoAnswer(
                 name=upload.name, error=Problem(error=refusal.code, message=refusal.message)
@@ -152,19 +138,27 @@ class Service:
                 return failed
             self.metrics.answers([failed])
             raise
-        keep = self._inbox if settings == self.model.defaults else None  # a client sets no alpha
-        if keep is None:
-            upload.data = b""  # the queue keeps only what the model reads
-        answer = await self._batcher.answer(photo, settings)
-        if keep is not None:
+        if self._inbox is not None and settings == self.model.defaults:  # a client sets no alpha
             await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._keep, keep, upload, answer
+                self._keepers, self._keep, self._inbox, upload, answer
             )
         return answer.model_copy(update={"name": upload.name})
 
-    def _prepared(self, upload: Upload) -> np.ndarray:
-        image = decode(upload, self.model.least_side, self.limits.photo_pixels)
-        return self.model.prepare(image)
+    def _answers(self, uploads: list[Upload], settings: Settings) -> list[PhotoAnswer | Exception]:
+        """Decodes and answers in one thread: a core that decodes another photo in between delays both.
+
+        Photos wait as they were sent, and at most one batch of each thread is decoded.
+        """
+        photos, refusals = [], {}
+        for place, upload in enumerate(uploads):
+            try:
+                image = decode(upload, self.model.least_side, self.limits.photo_pixels)
+            except RefusedError as refusal:
+                refusals[place] = refusal
+            else:
+                photos.append(self.model.prepare(image))
+        answers = iter(self.model.answer(photos, settings) if photos else ())
+        return [refusals.get(place) or next(answers) for place in range(len(uploads))]
 
     def _keep(self, inbox: Inbox, upload: Upload, answer: PhotoAnswer) -> None:
         nearest = answer.nearest[0].label if answer.nearest else None

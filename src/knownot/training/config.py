@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knownot.core.gaussians import Shrinkage
+from knownot.core.other_outliers import OutlierName
 from knownot.core.phi import PhiName
 from knownot.data.detection_folder import looks_like_detection
 from knownot.errors import ConfigError
@@ -45,6 +46,7 @@ class CommonConfig(BaseModel):
     phi: PhiName = "monotone"
     gaussians: Literal["auto", "window", "streaming"] = "auto"
     shrinkage: Shrinkage = "oas"
+    outliers: OutlierName = Field("gaussian", description="where virtual outliers come from")
     knn_k: int = Field(10, ge=1, description="neighbour of the knn score")
     alpha: float = Field(0.05, gt=0, lt=1, description="share of ID photos called unknown")
     val_fraction: float = Field(0.2, gt=0, lt=0.9, description="set aside without a val/ folder")
@@ -102,6 +104,7 @@ class CommonConfig(BaseModel):
             phi=self.phi,
             gaussians=gaussians,
             shrinkage=self.shrinkage,
+            outliers=self.outliers,
         )
 
     def to_yaml(self) -> str:
@@ -115,6 +118,7 @@ class TrainConfig(CommonConfig):
     task: Literal["classify"] = "classify"
     finetune: Literal["head", "all"] = Field("head", description="what is trained")
     bottleneck: int | None = Field(None, ge=0, description="width; 0 for none; 64 if D > 128")
+    bottleneck_relu: bool = Field(True, description="ReLU behind the bottleneck")
     standardise: bool | None = Field(
         None, description="unit length and variance before the bottleneck; by default for head only"
     )

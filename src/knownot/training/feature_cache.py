@@ -82,7 +82,7 @@ def extract_features(
                 skipped.update(bad)
                 # A piece with bad photos is not stored: they are reported again next time.
                 if stored and not bad:
-                    _write(stored, found)
+                    write_kept(stored, {"rows": found[0], "indices": found[1]})
             elif progress:
                 progress(len(piece))
             rows.append(found[0])
@@ -147,7 +147,17 @@ def _read(stored: Path) -> tuple[Tensor, Tensor] | None:
     return tensors["rows"], tensors["indices"]
 
 
-def _write(stored: Path, found: tuple[Tensor, Tensor]) -> None:
-    # The cache only saves time: a full disk must not stop the run.
+def kept_feature_file(
+    model: UnknownAwareClassifier, paths: Sequence[Path], cache: Path | None, kind: str
+) -> Path | None:
+    """Where features of another kind, of these photos and this backbone, are kept; None for no cache."""
+    if cache is None:
+        return None
+    key = _key(_fingerprint(model) + kind.encode(), paths)
+    return cache / "features" / f"{key}.safetensors"
+
+
+def write_kept(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Keep features; a cache only saves time, so that a full disk must not stop the run."""
     with suppress(Exception):
-        write_tensors(stored, {"rows": found[0], "indices": found[1]})
+        write_tensors(file, tensors)

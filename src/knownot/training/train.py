@@ -19,6 +19,7 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, save
 from knownot.models.preprocessing import Preprocessing
+from knownot.training.altered import altered_features
 from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
@@ -92,7 +93,9 @@ def train(
         learned, val = _features(model.to(device), splits, None, reporter, skipped)
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
-    model.calibrate(val.rows, config.classwise)
+    kept = cache if config.finetune == "head" else None
+    altered = altered_features(model, splits.val.paths, kept, reporter.stage)
+    model.calibrate(val.rows, config.classwise, altered)
     metrics = _metrics(model, learned, val) | {
         "finetune": config.finetune,
         "seconds": time.monotonic() - started,
@@ -125,6 +128,7 @@ def _build(
         classes,
         preprocessing,
         bottleneck=bottleneck,
+        bottleneck_relu=config.bottleneck_relu,
         standardise=config.standardised,
         vos=config.vos_settings(len(classes), bottleneck or width),
         architecture=architecture,

@@ -21,6 +21,7 @@ from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, load, save
 from knownot.models.regions import Detections
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
+from knownot.training.altered import altered_boxes
 from knownot.training.batches import readable
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
@@ -229,7 +230,8 @@ def _calibrate(
             "higher --lr, or larger photos (--image-size)"
         )
     model.fit_scores(on_train["features"], on_train["labels"], config.knn_k)
-    model.calibrate(held_out, known)
+    altered = altered_boxes(model, [splits.val.paths[i] for i in found], reporter.stage)
+    model.calibrate(held_out, known, altered)
     if all(name in next(iter(found.values())) for name in _PROPOSALS):
         model.calibrate_proposals(list(found.values()))
 

@@ -1,0 +1,111 @@
+"""Altered validation photos, whose features or boxes choose the parts of the combined score.
+
+One entry for each of `knownot.data.altered.ALTERATIONS`, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import resize
+
+from knownot.data.altered import ALTERATIONS, alter
+from knownot.data.kept_files import read_tensors
+from knownot.data.photo import open_photo
+from knownot.data.reading import read_batches
+from knownot.errors import DataError
+from knownot.evaluation.detect_set import joined
+from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.detector import UnknownAwareDetector
+from knownot.models.regions import Detections
+from knownot.training.feature_cache import kept_feature_file, write_kept
+
+# More choose no better, and each is sent through the network seven times.
+_PHOTOS, _DETECTOR_PHOTOS = 256, 64
+_TOGETHER = 64
+_KEPT = ("boxes", "labels", "scores", "logits", "features")
+
+Progress = Callable[[int], None]
+
+
+def chosen_photos(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of the photos, always the same."""
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:most]
+    return [paths[i] for i in order.tolist()]
+
+
+@torch.no_grad()
+def altered_features(
+    model: UnknownAwareClassifier,
+    paths: Sequence[Path],
+    cache: Path | None,
+    stage: Callable[[str, int], Progress],
+) -> list[Tensor]:
+    """Backbone features (n, B) of altered photos, in evaluation mode; unreadable ones are left out.
+
+    Args:
+        model: Whose backbone, preprocessing and device are used.
+        paths: Validation photos; at most 256 of them are used.
+        cache: Folder where features are kept, or None.
+        stage: Begins a stage of progress.
+    """
+    model.eval()
+    paths = chosen_photos(paths, _PHOTOS)
+    progress = stage("features of altered photos", len(paths))
+    file = kept_feature_file(model, paths, cache, kind="altered")
+    kept = read_tensors(file) if file else None
+    if kept is not None and set(kept) == set(ALTERATIONS):
+        progress(len(paths))
+        return [kept[name] for name in ALTERATIONS]
+    rows: dict[str, list[Tensor]] = {name: [] for name in ALTERATIONS}
+    skipped: dict[Path, str] = {}
+    for _, photos in read_batches(paths, model.preprocessing.read, _TOGETHER, skipped):
+        for name in ALTERATIONS:
+            for batch in torch.split(alter(name, photos, seed=0), model.batch_size):
+                rows[name].append(model.backbone_features(batch.to(model.device)).float().cpu())
+        progress(len(photos))
+    if not rows[ALTERATIONS[0]]:
+        return []
+    found = {name: torch.cat(parts) for name, parts in rows.items()}
+    if file and not skipped:
+        write_kept(file, found)
+    return list(found.values())
+
+
+def altered_boxes(
+    model: UnknownAwareDetector, paths: Sequence[Path], stage: Callable[[str, int], Progress]
+) -> list[Detections]:
+    """Boxes on altered photos; unreadable ones are left out.
+
+    Args:
+        model: The detector, in evaluation mode.
+        paths: Validation photos; at most 64 of them are used.
+        stage: Begins a stage of progress.
+    """
+    paths = chosen_photos(paths, _DETECTOR_PHOTOS)
+    progress = stage("altered validation photos", len(paths))
+    found: dict[str, list[Detections]] = {name: [] for name in ALTERATIONS}
+    before: Tensor | None = None
+    for number, path in enumerate(paths):
+        photo = _pixels(path)
+        if photo is not None:
+            # The photo before takes part where two are mixed.
+            other = photo if before is None else resize(before, list(photo.shape[1:]))
+            for name in ALTERATIONS:
+                altered = alter(name, torch.stack([photo, other]), seed=number)[0]
+                (boxes,) = model([altered.to(model.device) / 255])
+                found[name].append({key: boxes[key].cpu() for key in _KEPT})
+            before = photo
+        progress(1)
+    return [joined(parts) for parts in found.values() if parts]
+
+
+def _pixels(path: Path) -> Tensor | None:
+    try:
+        return torch.from_numpy(np.array(open_photo(path))).permute(2, 0, 1)
+    except DataError:  # skipped, and said so, when it was scored
+        return None

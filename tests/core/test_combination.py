@@ -1,0 +1,33 @@
+"""Combinations of scores, chosen by outliers made of ID data."""
+
+from __future__ import annotations
+
+import torch
+
+from knownot.core.combination import choose_parts
+
+
+def scores_of(shift: dict[str, float], n: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {part: torch.randn(n, generator=generator) + by for part, by in shift.items()}
+
+
+def test_parts_that_cannot_tell_outliers_are_left_out() -> None:
+    known = scores_of({"a": 0.0, "b": 0.0, "c": 0.0}, 1000, 0)
+    outliers = [scores_of({"a": 3.0, "b": 0.0, "c": -1.0}, 500, seed) for seed in range(1, 6)]
+    assert choose_parts(known, outliers, ["a", "b", "c"]) == ["a"]
+
+
+def test_parts_that_each_see_something_stay_together() -> None:
+    parts = ["a", "b", "c"]
+    known = scores_of(dict.fromkeys(parts, 0.0), 1000, 0)
+    outliers = [scores_of(dict.fromkeys(parts, 0.0) | {p: 4.0}, 500, 1) for p in parts]
+    assert choose_parts(known, outliers, parts) == parts
+
+
+def test_a_gain_on_one_kind_alone_decides_nothing() -> None:
+    known = scores_of({"a": 0.0, "b": 0.0}, 1000, 0)
+    seen_by_a = scores_of({"a": 3.0, "b": 0.0}, 500, 1)
+    seen_by_b = scores_of({"a": 0.0, "b": 2.5}, 500, 2)
+    assert choose_parts(known, [seen_by_a], ["a", "b"]) == ["a", "b"]
+    assert choose_parts(known, [seen_by_a, seen_by_b], ["a", "b"]) == ["a", "b"]
