@@ -112,7 +112,7 @@ class FasterRCNNRegions(RegionModel):
         )
 
     def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
-        """torchvision's detections, each with its logits and feature; and the region proposals."""
+        """torchvision's detections, each with its logits and feature; region proposals if asked for."""
         if self.training:
             self.eval()
         found: list[Detections] = self.model(images)
