@@ -203,7 +203,7 @@ def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 30) -> dict[str
 
     def without(pixels: list[Tensor], targets: Any) -> None:
         shifted = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
-        losses = plain.train()([p / 255 for p in pixels], shifted)
+        losses = plain([p / 255 for p in pixels], shifted)
         torch.stack(list(losses.values())).sum().backward()
 
     def detect_with(pixels: list[Tensor], _: Any) -> None:
@@ -211,12 +211,13 @@ def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 30) -> dict[str
 
     @torch.no_grad()
     def detect_without(pixels: list[Tensor], _: Any) -> None:
-        plain.eval()([p / 255 for p in pixels])
+        plain([p / 255 for p in pixels])
 
     results = {}
     pairs = {"training step": (with_vos, without), "detection": (detect_with, detect_without)}
     for title, pair in pairs.items():
         seconds: list[list[float]] = [[], []]
+        plain.train(title == "training step")
         for i, step in enumerate([*steps[:2], *steps]):  # two to warm up
             # The order within a pair alternates: whoever comes second finds a warmer machine.
             for which in ((0, 1), (1, 0))[i % 2]:

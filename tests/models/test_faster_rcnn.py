@@ -79,7 +79,7 @@ def test_proposals_are_those_that_torchvision_looked_at_in_pixels_of_the_photo()
     model = regions()
     images = photos((96, 96), (40, 200))
     with torch.no_grad():
-        found = model.detect(images)
+        found = model.detect(images, proposals=True)
         assert not hasattr(model.model.rpn, "_kept")
         inside, _ = model.model.transform(images)
         levels = model.model.backbone(inside.tensors)
@@ -96,7 +96,7 @@ def test_proposals_are_those_that_torchvision_looked_at_in_pixels_of_the_photo()
 def test_no_proposal_at_all_is_no_detection() -> None:
     model = regions()
     model.model.rpn.score_thresh = 2.0
-    for detections in model.detect(photos((96, 96), (40, 200))):
+    for detections in model.detect(photos((96, 96), (40, 200)), proposals=True):
         shapes = {name: tuple(values.shape) for name, values in detections.items()}
         assert shapes["boxes"] == shapes["proposals"] == (0, 4)
         assert shapes["logits"] == (0, 4)
@@ -110,6 +110,18 @@ def test_rows_of_equal_proposals_are_found() -> None:
     heads.postprocess_detections(logits, torch.zeros(4, 16), proposals, [(96, 96)])
     # Of the three equal rows one is kept; of row 3 every class is, its own first.
     assert heads._rows[0][:2].tolist() == [0, 3]
+
+
+def test_rows_of_equal_scores_are_told_apart_by_their_boxes() -> None:
+    heads = regions().model.roi_heads.eval()
+    corners = torch.tensor(
+        [[5.0, 5.0, 20.0, 20.0], [50.0, 50.0, 90.0, 90.0], [30.0, 5.0, 60.0, 25.0]]
+    )
+    certain = torch.tensor([[0.0, 99.0, 0.0, 0.0]] * 3)  # a probability of exactly 1
+    deltas = torch.zeros(3, 16)
+    (boxes,), _, _ = heads.postprocess_detections(certain, deltas, [corners], [(96, 96)])
+    assert torch.equal(corners[heads._rows[0][:3]], boxes[:3])
+    assert sorted(heads._rows[0][:3].tolist()) == [0, 1, 2]
 
 
 def test_detections_are_those_of_the_untouched_torchvision_model() -> None:

@@ -11,78 +11,26 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
-from transformers import (
-    ConditionalDetrConfig,
-    ConditionalDetrForObjectDetection,
-    DetrConfig,
-    DetrForObjectDetection,
-)
+from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection
 
 from knownot.errors import ConfigError
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.hf_detr import DetrRegions, DetrSettings
 from knownot.models.prediction import Detection
 from knownot.models.regions import Targets
-from knownot.models.unknown_aware import VosSettings
+from tests.models.tiny_detr import (
+    CLASSES,
+    DIM,
+    QUERIES,
+    calibrated_detector,
+    scene,
+    scenes,
+    tiny_detector,
+    tiny_regions,
+)
 
-CLASSES = ["red", "green"]
-QUERIES = 7
-DIM = 16
 # ImageNet's, written out: the adapter takes them from transformers.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def tiny_detr(seed: int = 0, **config) -> DetrForObjectDetection:
-    """Two layers on a small timm backbone, random weights; no network."""
-    torch.manual_seed(seed)
-    sizes = {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")}
-    layers = {f"{part}_layers": 2 for part in ("encoder", "decoder")}
-    heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
-    settings = {"backbone": "test_resnet", "num_labels": 2, "num_queries": QUERIES, "d_model": DIM}
-    model = DetrForObjectDetection(
-        DetrConfig(**({**settings, **sizes, **layers, **heads, "dropout": 0.0} | config))
-    )
-    # transformers draws every weight at 0.02: queries and photos give all but the same features,
-    # and tests could not tell them apart. This is how the paper's code starts.
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.xavier_uniform_(module.weight)
-        elif isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)
-    torch.nn.init.normal_(model.model.query_position_embeddings.weight)
-    return model
-
-
-def tiny_regions(seed: int = 0, score_threshold: float = 0.05, detections: int = 100, **config):
-    settings = DetrSettings(
-        image_size=64, max_size=106, score_threshold=score_threshold, detections=detections
-    )
-    return DetrRegions(tiny_detr(seed, **config), settings)
-
-
-def tiny_detector(seed: int = 0, **config) -> UnknownAwareDetector:
-    vos = VosSettings(queue_size=20, draws_per_class=100.0)
-    return UnknownAwareDetector(tiny_regions(seed, **config), CLASSES, vos=vos)
-
-
-def scene(seed: int, height: int = 64, width: int = 64) -> tuple[Tensor, dict[str, Tensor]]:
-    """A grey noisy photo with a red square on the left and a green one on the right."""
-    random = torch.Generator().manual_seed(seed)
-    image = (0.5 + 0.05 * torch.randn(3, height, width, generator=random)).clamp(0, 1)
-    side = min(height, width // 2) // 2
-    tops = torch.randint(0, height - side, (2,), generator=random).tolist()
-    boxes = []
-    for label, top in enumerate(tops):
-        left = 2 + label * width // 2
-        image[:, top : top + side, left : left + side] = 0.1
-        image[label, top : top + side, left : left + side] = 0.9
-        boxes.append([left, top, left + side, top + side])
-    return image, {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor([0, 1])}
-
-
-def scenes(count: int, **size) -> tuple[list[Tensor], Targets]:
-    images, targets = zip(*(scene(seed, **size) for seed in range(count)), strict=True)
-    return list(images), list(targets)
 
 
 def no_objects() -> dict[str, Tensor]:
@@ -390,15 +338,7 @@ def test_steps_on_one_photo_lower_the_loss_until_its_objects_are_found() -> None
 
 
 def test_scores_are_fitted_calibrated_and_predicted() -> None:
-    detector = tiny_detector()
-    images, targets = scenes(12)
-    with torch.no_grad():
-        _, matched = detector.regions.losses(images, targets)
-    detector.fit_scores(matched.features, matched.labels, k=3)
-    held = detector([scene(seed)[0] for seed in range(100, 112)])
-    names = ("boxes", "labels", "logits", "features")
-    detector.calibrate({name: torch.cat([d[name] for d in held]) for name in names})
-    detector.box_threshold = 0.05
+    detector = calibrated_detector()
     photos = [scene(200, 50, 90)[0], (scene(201)[0] * 255).to(torch.uint8)]
     answers = detector.predict(photos, alpha=0.1)
     assert [(a.width, a.height) for a in answers] == [(90, 50), (64, 64)]

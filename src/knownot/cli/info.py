@@ -117,15 +117,11 @@ def _classifier(model: UnknownAwareClassifier) -> dict[str, Any]:
 
 
 def _detector(model: UnknownAwareDetector) -> dict[str, Any]:
-    from knownot.models.folder_config import DetectorConfig, describe
-
-    config = describe(model)
-    assert isinstance(config, DetectorConfig)
     return {
         "task": "detect",
-        "architecture": config.detector.architecture,
-        "image size": config.detector.image_size,
-        "box features": config.detector.feature_dim,
+        "architecture": model.regions.architecture,
+        "image size": model.regions.image_size,
+        "box features": model.regions.feature_dim,
         "box threshold": model.box_threshold,
         "calibration boxes": len(model.calibration(model.default_score)),
     }

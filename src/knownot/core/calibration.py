@@ -49,7 +49,10 @@ class ConformalCalibration:
                 raise ValueError("groups: expected one integer of at least 0 for each score")
         self.min_group = min_group
         self.scores, order = scores.sort()
-        self.groups = None if groups is None else groups[order]
+        self.groups = None
+        if groups is not None:
+            self.groups = groups[order]
+            self._keys = (self.groups * len(scores) + torch.arange(len(scores))).sort().values
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -70,16 +73,19 @@ class ConformalCalibration:
         """
         scores = torch.as_tensor(scores).detach().double().cpu()
         scores = torch.where(scores.isnan(), torch.inf, scores)
+        n = len(self.scores)
+        below = torch.searchsorted(self.scores, scores.contiguous())
         if self.groups is None:
-            return _p_value(self.scores, scores)
+            return _ratio(n - below, n)
         if groups is None:
             raise ValueError("groups: this calibration is by group; give the predicted classes")
-        groups = torch.as_tensor(groups).long().cpu()
-        p = torch.empty_like(scores)
-        for group in sorted(set(groups.tolist())):
-            member = groups == group
-            p[member] = _p_value(self._sorted_scores(group), scores[member])
-        return p
+        # By group and rank, one search serves all groups.
+        first = torch.as_tensor(groups).long().cpu() * n
+        first, at, end = torch.searchsorted(
+            self._keys, torch.stack([first, first + below, first + n])
+        )
+        own = end - first >= self.min_group
+        return _ratio(torch.where(own, end - at, n - below), torch.where(own, end - first, n))
 
     def threshold(self, alpha: float, group: int | None = None) -> float:
         """The score above which `p < alpha`: an input is unknown exactly when its score is larger.
@@ -152,11 +158,6 @@ class CalibrationTable(nn.Module):
         own = self.groups.index_select(0, which.view(1)) == groups.unsqueeze(1)
         at_least = at_least & (own | self.pooled[groups].unsqueeze(1))
         return _ratio(at_least.sum(1), self.sizes[groups])
-
-
-def _p_value(sorted_scores: Tensor, scores: Tensor) -> Tensor:
-    n = len(sorted_scores)
-    return _ratio(n - torch.searchsorted(sorted_scores, scores.contiguous(), side="left"), n)
 
 
 def _ratio(at_least: Tensor, n: int | Tensor) -> Tensor:

@@ -63,8 +63,11 @@ class TailLogP(nn.Module):
         """`-log p` (N,), at least 0, of scores (N,)."""
         scores = scores.to(self.quantiles.dtype)
         q, y = self.quantiles, self.minus_log_p
-        # A comparison with every knot exports to any runtime, unlike a search.
-        right = (scores.unsqueeze(-1) >= q).sum(-1).clamp(1, len(q) - 1)
+        if torch.compiler.is_compiling():  # a search cannot be exported to any runtime
+            at_most = (scores.unsqueeze(-1) >= q).sum(-1)
+        else:
+            at_most = torch.searchsorted(q, scores.contiguous(), right=True)
+        right = at_most.clamp(1, len(q) - 1)
         left = right - 1
         gap = q[right] - q[left]
         share = ((scores - q[left]) / torch.where(gap > 0, gap, 1.0)).clamp(0.0, 1.0)

@@ -101,23 +101,23 @@ class UnknownAwareDetector(UnknownAwareModel):
             "ood.<name>"; and once calibrated `ood_score` (B,), `p_value` (B,), float64, and
             `is_unknown` (B,), bool, of the default score at `alpha`.
         """
-        found = self.regions.detect([_unit_range(image) for image in images])
-        if not proposals:
-            for detections in found:
-                detections.pop("proposals", None)
-                detections.pop("objectness", None)
-        counts = [len(d["labels"]) for d in found]
-        logits = torch.cat([d["logits"] for d in found])
-        features = torch.cat([d["features"] for d in found])
-        for name, values in self.row_scores(logits, features).items():
-            for detections, part in zip(found, torch.split(values, counts), strict=True):
-                detections[f"ood.{name}"] = part
+        found = self.regions.detect([_unit_range(image) for image in images], proposals)
+        # All photos' boxes together: a call costs more than the few boxes of one photo.
+        boxes, labels, logits, features = (
+            torch.cat([detections[name] for detections in found])
+            for name in ("boxes", "labels", "logits", "features")
+        )
+        scores = self.row_scores(logits, features)
+        columns = {f"ood.{name}": values for name, values in scores.items()}
         if self.calibrations:
-            for detections in found:
-                p_values = self.p_values(detections, self.default_score)
-                detections["ood_score"] = detections[f"ood.{self.default_score}"]
-                detections["p_value"] = p_values
-                detections["is_unknown"] = flagged(p_values, self.alpha)
+            columns["ood_score"] = scores[self.default_score]
+            p_values = self.row_p_values(scores, self.default_score, self.groups(boxes, labels))
+            columns["p_value"] = p_values
+            columns["is_unknown"] = flagged(p_values, self.alpha)
+        counts = [len(detections["labels"]) for detections in found]
+        for name, values in columns.items():
+            for detections, part in zip(found, torch.split(values, counts), strict=True):
+                detections[name] = part
         return found
 
     def p_values(self, detections: Detections, score: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -15,7 +17,7 @@ from knownot.errors import ModelFileError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.preprocessing import Preprocessing
-from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
+from knownot.models.regions import RegionModel
 from knownot.models.unknown_aware import ScoreName, UnknownAwareModel, VosSettings
 
 
@@ -85,17 +87,23 @@ class DetectorConfig(_Common):
     """A detector's `config.json`."""
 
     task: Literal["detect"] = "detect"
-    detector: FasterRCNNSettings
+    # The module of this package that adapts it; not in folders from before there was a second.
+    adapter: str = Field("torchvision_faster_rcnn", pattern=r"^[a-z][a-z0-9_]*$")
+    detector: dict[str, Any]
     box_threshold: float = Field(ge=0, le=1)
 
     def build(self, backbone: nn.Module | None) -> UnknownAwareDetector:
         """A model of this kind with random weights."""
         if backbone is not None:
             raise ModelFileError("is a detector; backbone= is for classifiers")
-        regions = FasterRCNNRegions(len(self.classes), self.detector, weights="none")
+        try:
+            regions = _adapter(self.adapter).rebuild(len(self.classes), self.detector)
+        except ValueError as error:
+            problem = str(error).splitlines()
+            raise ModelFileError(f"detector: {' '.join(problem[:3])}") from None
         model = UnknownAwareDetector(regions, self.classes, vos=self.vos, alpha=self.alpha)
         model.box_threshold = self.box_threshold
-        self._dress(model, self.detector.feature_dim)
+        self._dress(model, regions.feature_dim)
         return model
 
 
@@ -144,11 +152,25 @@ def describe(model: UnknownAwareModel) -> FolderConfig:
             vos=model.vos_settings,
             **common,
         )
-    if isinstance(model, UnknownAwareDetector) and isinstance(model.regions, FasterRCNNRegions):
+    package, _, adapter = type(getattr(model, "regions", None)).__module__.rpartition(".")
+    if isinstance(model, UnknownAwareDetector) and package == __package__:
         return DetectorConfig(
-            detector=model.regions.settings,
+            adapter=adapter,
+            detector=model.regions.describe(),
             box_threshold=model.box_threshold,
             vos=model.vos_settings,
             **common,
         )
     raise ModelFileError(f"{type(model).__name__}: no model folder can hold such a model")
+
+
+def _adapter(name: str) -> type[RegionModel]:
+    """The detector that a module of this package adapts."""
+    with suppress(ModuleNotFoundError):
+        import_module(f"{__package__}.{name}")
+    for kind in RegionModel.__subclasses__():
+        if kind.__module__ == f"{__package__}.{name}":
+            return kind
+    raise ModelFileError(
+        f"detector: no {name!r} in this version of knownot; a newer one may know it"
+    )

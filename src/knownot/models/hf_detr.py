@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from knownot.errors import ConfigError, MissingExtraError
+from knownot.models.backbones import known_architecture
 from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class DetrSettings(BaseModel):
     max_size: int = Field(1333, ge=32, le=8192, description="longer side at most; it prevails")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, le=100_000)
+
+
+class _SavedDetr(DetrSettings):
+    network: dict[str, Any]  # transformers' configuration
 
 
 class DetrRegions(RegionModel):
@@ -63,6 +68,9 @@ class DetrRegions(RegionModel):
         self.num_classes = config.num_labels
         self.feature_dim = config.d_model
         self.background_index = config.num_labels
+        backbone = config.backbone_config
+        self.architecture = f"DETR on {getattr(backbone, 'backbone', backbone.model_type)}"
+        self.image_size = self.settings.image_size
         # Photos come in [0, 1]; `_batch` resizes them. Mean and deviation are ImageNet's.
         self.processor = processor(do_resize=False, do_rescale=False)
         self.matcher = matcher(config.class_cost, config.bbox_cost, config.giou_cost)
@@ -116,7 +124,7 @@ class DetrRegions(RegionModel):
             outputs.last_hidden_state[photos, rows], outputs.logits[photos, rows], torch.cat(labels)
         )
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
+    def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """The most certain queries, each with its most likely class, logits and feature."""
         self.eval()
         outputs = self.model(**self._batch(images))
@@ -147,6 +155,31 @@ class DetrRegions(RegionModel):
         known = {id(p) for p in inside}
         rest = [p for p in self.parameters() if id(p) not in known]
         return [p for p in inside if p.requires_grad], [p for p in rest if p.requires_grad]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, and transformers' configuration as `network`."""
+        network = self.model.config.to_dict()
+        del network["_name_or_path"]  # where the maker's machine had it
+        return {**self.settings.model_dump(), "network": network}
+
+    @classmethod
+    def rebuild(cls, num_classes: int, description: dict[str, Any]) -> DetrRegions:
+        """A DETR of this configuration, with random weights."""
+        _from_transformers()
+        from transformers import DetrConfig, DetrForObjectDetection
+
+        saved = _SavedDetr(**description)
+        backbone = saved.network.get("backbone_config")
+        if not isinstance(backbone, dict):
+            raise ConfigError("network: expected a backbone_config")
+        if name := backbone.get("backbone"):
+            known_architecture(name)
+        try:
+            config = DetrConfig.from_dict(saved.network)
+            model = DetrForObjectDetection(config)
+        except Exception as error:  # transformers raises many kinds
+            raise ConfigError(f"network: transformers cannot build it ({error})") from None
+        return cls(model, DetrSettings(**saved.model_dump(exclude={"network"})))
 
     def _batch(self, images: list[Tensor]) -> dict[str, Tensor]:
         """`pixel_values` (N, 3, H, W), padded with 0, and `pixel_mask` (N, H, W), 0 there."""

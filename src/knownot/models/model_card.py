@@ -61,12 +61,8 @@ def _what(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
             f"{kind} that answers `unknown` for photos unlike those it was trained on. Trained with Virtual\n"
             "Outlier Synthesis by knownot."
         )
-    settings = getattr(getattr(model, "regions", None), "settings", None)
-    kind = (
-        f" (Faster R-CNN on {settings.architecture}, {settings.image_size} pixels)"
-        if settings
-        else ""
-    )
+    regions = getattr(model, "regions", None)
+    kind = f" ({regions.architecture}, {regions.image_size} pixels)" if regions else ""
     return (
         f"An object detector{kind} that marks objects unlike those it was trained on as `unknown`. Trained with\n"
         "Virtual Outlier Synthesis by knownot."

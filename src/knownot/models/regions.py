@@ -1,12 +1,14 @@
 """The seam between detectors and the method: what a detector must offer to know the unknown.
 
 A detector is adapted in one file, by a `RegionModel` that hands out, beside losses and boxes, the
-penultimate features and logits behind them. `UnknownAwareDetector` does the rest.
+penultimate features and logits behind them. `UnknownAwareDetector` does the rest. Model folders hold
+any detector that is adapted in `knownot.models`, one a module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,11 +38,15 @@ class RegionModel(nn.Module):
         num_classes: Number of classes K.
         feature_dim: Width D of the penultimate features.
         background_index: Column of the logits that stands for "no object", or None.
+        architecture: Kind and backbone in words.
+        image_size: Shorter side of a photo as the network sees it, pixels.
     """
 
     num_classes: int
     feature_dim: int
     background_index: int | None
+    architecture: str
+    image_size: int
 
     def class_head(self, features: Tensor) -> Tensor:
         """The last layer: penultimate features (M, D) to class logits (M, C)."""
@@ -57,17 +63,37 @@ class RegionModel(nn.Module):
         """
         raise NotImplementedError  # abstract
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
+    def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """Boxes of photos (3, H, W), floats in [0, 1]; called without gradients.
+
+        Args:
+            images: The photos.
+            proposals: Whether to add region proposals, where the detector has any.
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,) in [0, K); `scores`
             (B,) in [0, 1], descending; and the `logits` (B, C) and `features` (B, D) behind them.
-            A detector with region proposals adds all of them: `proposals` (P, 4), corners in
-            pixels, and their `objectness` (P,) in [0, 1].
+            If asked for, all region proposals: `proposals` (P, 4), corners in pixels, and their
+            `objectness` (P,) in [0, 1].
         """
         raise NotImplementedError  # abstract
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of the pretrained part, and of the rest."""
+        raise NotImplementedError  # abstract
+
+    def describe(self) -> dict[str, Any]:
+        """What `rebuild` makes the same detector from, weights apart; values as JSON has them."""
+        raise NotImplementedError  # abstract
+
+    @classmethod
+    def rebuild(cls, num_classes: int, description: dict[str, Any]) -> RegionModel:
+        """A detector of K classes with random weights; nothing is downloaded.
+
+        The description may be a stranger's.
+
+        Raises:
+            ConfigError: If it cannot be built.
+            ValueError: The same, of settings that Pydantic refuses.
+        """
         raise NotImplementedError  # abstract

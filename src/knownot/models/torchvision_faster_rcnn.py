@@ -89,6 +89,8 @@ class FasterRCNNRegions(RegionModel):
         self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = settings.feature_dim
+        self.architecture = f"Faster R-CNN on {settings.architecture}"
+        self.image_size = settings.image_size
 
     def class_head(self, features: Tensor) -> Tensor:
         """Class logits (M, K + 1), background first, of box features (M, D)."""
@@ -99,7 +101,8 @@ class FasterRCNNRegions(RegionModel):
         self, images: list[Tensor], targets: Targets
     ) -> tuple[dict[str, Tensor], MatchedRegions]:
         """torchvision's four losses, and the foreground proposals of its sample."""
-        self.train()
+        if not self.training:  # to look through all modules for nothing takes a while
+            self.train()
         shifted = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
         losses: dict[str, Tensor] = self.model(images, shifted)
         features, logits, labels = self.model.roi_heads.take_sample()
@@ -108,17 +111,19 @@ class FasterRCNNRegions(RegionModel):
             features[foreground], logits[foreground], labels[foreground] - 1
         )
 
-    def detect(self, images: list[Tensor]) -> list[Detections]:
-        """torchvision's detections, each with its logits and feature; and the region proposals."""
-        self.eval()
+    def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
+        """torchvision's detections, each with its logits and feature; region proposals if asked for."""
+        if self.training:
+            self.eval()
         found: list[Detections] = self.model(images)
-        proposals = self.model.rpn.take_proposals()
+        looked_at = self.model.rpn.take_proposals()
         for detections, image, (boxes, objectness, size) in zip(
-            found, images, proposals, strict=True
+            found, images, looked_at, strict=True
         ):
             detections["labels"] = detections["labels"] - 1
-            detections["proposals"] = resize_boxes(boxes, size, image.shape[-2:])
-            detections["objectness"] = objectness
+            if proposals:
+                detections["proposals"] = resize_boxes(boxes, size, image.shape[-2:])
+                detections["objectness"] = objectness
         return found
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -127,6 +132,15 @@ class FasterRCNNRegions(RegionModel):
         inside = {id(p) for p in body}
         rest = [p for p in self.parameters() if id(p) not in inside]
         return [p for p in body if p.requires_grad], [p for p in rest if p.requires_grad]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings."""
+        return self.settings.model_dump()
+
+    @classmethod
+    def rebuild(cls, num_classes: int, description: dict[str, Any]) -> FasterRCNNRegions:
+        """A Faster R-CNN of these settings, with random weights."""
+        return cls(num_classes, FasterRCNNSettings(**description), weights="none")
 
 
 class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
@@ -165,22 +179,26 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
         """torchvision's boxes, scores and labels; the row that each came from is remembered.
 
         It does not say which, but score and box are copies of the row's: the row is found by
-        equality. Rows that share both are equal in all that is read of them.
+        equality, of the score alone where that tells. Rows that share both are equal in all that
+        is read of them.
         """
         kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = super().postprocess_detections(
             class_logits, box_regression, proposals, image_shapes
         )
         counts = [len(p) for p in proposals]
         probabilities = torch.split(class_logits.softmax(-1), counts)
-        boxes_of_rows = self.box_coder.decode(box_regression, proposals)
-        # torchvision leaves it flat where there is no proposal at all.
-        decoded = torch.split(boxes_of_rows.reshape(*class_logits.shape, 4), counts)
         self._rows: list[Tensor] = []
         first = 0
         for i, (boxes, scores, labels) in enumerate(zip(*kept, strict=True)):
-            candidates = clip_boxes_to_image(decoded[i], image_shapes[i])[:, labels]  # (N, B, 4)
-            same = (probabilities[i][:, labels] == scores) & (candidates == boxes).all(-1)
-            self._rows.append(first + same.byte().argmax(0) if len(labels) else labels)
+            same = probabilities[i].T[labels] == scores.unsqueeze(1)  # (B, N)
+            places = same.nonzero()
+            rows = places[:, 1]
+            if len(places) > len(labels):  # some score is that of several rows
+                decoded = self.box_coder.decode(box_regression, proposals).split(counts)[i]
+                candidates = clip_boxes_to_image(decoded, image_shapes[i])[:, labels]  # (N, B, 4)
+                same &= (candidates == boxes).all(-1).T
+                rows = same.byte().argmax(1)
+            self._rows.append(first + rows)
             first += counts[i]
         return kept
 
