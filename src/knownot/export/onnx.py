@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from knownot.export.batch_norms import fold_batch_norms
 from knownot.export.trace import quiet
 from knownot.runtime.metadata import DetectorMetadata, ExportMetadata
 from knownot.runtime.onnx_file import sealed
@@ -17,7 +18,8 @@ from knownot.runtime.onnx_file import sealed
 def onnx_writer(
     program: ExportedProgram, metadata: ExportMetadata
 ) -> Callable[[ExportMetadata], bytes]:
-    """A function from the final metadata to the bytes of the ONNX file."""
+    """A function from the final metadata to the bytes of the ONNX file; `program` is changed."""
+    fold_batch_norms(program)
     with quiet():
         onnx_program = torch.onnx.export(
             program,
