@@ -18,7 +18,7 @@ from knownot.export.detector_parity import DetectorParity, check_detector_parity
 from knownot.export.export import export_model
 from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.export.parity import generated_photos
-from knownot.export.validation_photos import validation_photos
+from knownot.export.recorded_photos import validation_photos
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import RegionModel
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
@@ -163,9 +163,13 @@ def test_other_detectors_are_refused() -> None:
         DetectorGraph(UnknownAwareDetector(Elsewhere(), ["a", "b"]))
 
 
-def test_a_torch_program_of_a_detector_is_refused(exported_detector: Pair, tmp_path: Path) -> None:
+def test_other_formats_and_precisions_of_a_detector_are_refused(
+    exported_detector: Pair, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="as onnx only"):
         export_model(exported_detector[0], tmp_path / "d.pt2", form="torch")
+    with pytest.raises(ConfigError, match="a detector is exported in float32 only"):
+        export_model(exported_detector[0], tmp_path / "d.onnx", precision="int8")
 
 
 @pytest.mark.parametrize(

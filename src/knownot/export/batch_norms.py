@@ -22,10 +22,13 @@ def fold_batch_norms(program: ExportedProgram) -> None:
         # What changes must serve nothing else; the new bias takes the place of the norm's.
         if any(node and len(node.users) != 1 for node in (convolution, weight, bias, shift)):
             continue
-        of_conv = [values[names[node.name]] if node else None for node in (weight, bias)]
-        of_norm = [values[names[node.name]] for node in (mean, variance, scale, shift)]
-        fused = fuse_conv_bn_weights(*of_conv, *of_norm[:2], epsilon, *of_norm[2:])
+        kernel, mean, variance, scale, offset = (
+            values[names[node.name]] for node in (weight, mean, variance, scale, shift)
+        )
+        old = values[names[bias.name]] if bias else None
+        fused = fuse_conv_bn_weights(kernel, old, mean, variance, epsilon, scale, offset)
         values[names[weight.name]], values[names[shift.name]] = fused
+        shift.meta["val"] = shift.meta["val"].to(kernel.dtype)
         convolution.args = (inputs, weight, shift, *others)
         norm.replace_all_uses_with(convolution)
         graph.erase_node(norm)

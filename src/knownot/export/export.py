@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import knownot
 from knownot.errors import ConfigError, DataError, MissingExtraError
+from knownot.export.agreement import LEAST_PHOTOS, Agreement, calibrate_by, check_agreement
 from knownot.export.calibration_summary import summarise
 from knownot.export.detector_graph import DetectorGraph
 from knownot.export.detector_parity import check_detector_parity
 from knownot.export.graph import ClassifierGraph
 from knownot.export.onnx import onnx_writer
-from knownot.export.parity import Parity, check_parity
+from knownot.export.parity import Parity, check_parity, readable_photos
+from knownot.export.precision import HalfBackbone, PrecisionName, in_int8
 from knownot.export.torch_program import load_program, program_writer
 from knownot.export.trace import trace
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import SIZE_BORDERS, UnknownAwareDetector
 from knownot.models.unknown_aware import UnknownAwareModel
 from knownot.runtime import open_onnx
-from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata
+from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata, ExportMetadata
 
 FormatName = Literal["onnx", "torch"]
 ENDINGS: dict[FormatName, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -41,7 +45,10 @@ def export_model(
     output: str | Path,
     *,
     form: FormatName = "onnx",
+    precision: PrecisionName = "float32",
     photos: Sequence[Path] = (),
+    trained_on: Sequence[Path] = (),
+    validated_on: Sequence[Path] = (),
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda done: None,
 ) -> ClassifierMetadata | DetectorMetadata:
@@ -51,7 +58,14 @@ def export_model(
         model: A calibrated classifier, or a Faster R-CNN detector.
         output: File to write, under a temporary name beside it until the comparison has passed.
         form: "onnx", or for a classifier "torch": a `torch.export` program.
-        photos: Photo files for the comparison, beside generated ones.
+        precision: Number format of a classifier's backbone. What is not "float32" is calibrated anew
+            on `validated_on`, and must agree on most photos instead of all.
+        photos: Photo files for the comparison, beside generated ones. With a precision of 16 or 8
+            bits, of the known classes; those of `validated_on` if not given.
+        trained_on: For "int8": photos of the known classes that set the limits of activations, best
+            some that the model was trained on; `photos` if not given.
+        validated_on: Photo files that the model was calibrated on; the calibration stays what it is
+            if not given.
         overwrite: Replace a file that exists.
         advance: Called with the number of photos compared.
 
@@ -59,9 +73,10 @@ def export_model(
         What the file says about itself, the comparison included.
 
     Raises:
-        ConfigError: If it is a detector of another kind, or to be a `torch.export` program.
-        DataError: If `output` exists or cannot be written, no given photo can be read, or a
-            detector found no box to compare.
+        ConfigError: If it is a detector of another kind, or to be a `torch.export` program, or if
+            this model or format has no such precision.
+        DataError: If `output` exists or cannot be written, no given photo can be read, a detector
+            found no box to compare, or there are too few photos to compare a reduced precision on.
         ExportError: If the answers differ.
         MissingExtraError: If a package for the export is missing.
         ModelFileError: If the model is not calibrated.
@@ -70,20 +85,27 @@ def export_model(
     check_output(output, overwrite)
     if form == "torch" and isinstance(model, UnknownAwareDetector):
         raise ConfigError("format: a detector can be exported as onnx only, leave --format out")
+    if precision != "float32" and (form != "onnx" or not isinstance(model, UnknownAwareClassifier)):
+        what = "a torch.export program" if form == "torch" else "a detector"
+        raise ConfigError(f"precision: {what} is exported in float32 only, leave --precision out")
     for package in _NEEDS[form]:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export", "the export")
     model.calibration(model.default_score)
     model = copy.deepcopy(model).cpu().eval()
-    graph = _graph(model)
-    metadata = _describe(model, _NEEDS[form])
-    write = _WRITERS[form](trace(graph), metadata)
     temporary = output.with_name(f".{output.name}.part")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(write(metadata))
-        parity = _compared(model, _READERS[form](temporary), photos, advance)
-        metadata.parity.update(parity.to_dict())
+        if precision == "float32":
+            metadata = _describe(model, _NEEDS[form])
+            write = _WRITERS[form](trace(_graph(model)), metadata)
+            temporary.write_bytes(write(metadata))
+            compared: Any = _compared(model, _READERS[form](temporary), photos, advance)
+        else:
+            assert isinstance(model, UnknownAwareClassifier)
+            sets = photos or validated_on, trained_on or photos, validated_on
+            metadata, write, compared = _reduced(model, precision, temporary, *sets, advance)
+        metadata.parity.update(compared.to_dict())
         temporary.write_bytes(write(metadata))
         temporary.replace(output)
     except OSError as error:
@@ -91,6 +113,46 @@ def export_model(
     finally:
         temporary.unlink(missing_ok=True)
     return metadata
+
+
+def _reduced(
+    model: UnknownAwareClassifier,
+    precision: PrecisionName,
+    file: Path,
+    compared_on: Sequence[Path],
+    ranged_on: Sequence[Path],
+    validated_on: Sequence[Path],
+    advance: Callable[[int], None],
+) -> tuple[ClassifierMetadata, Callable[[ExportMetadata], bytes], Agreement]:
+    """Write to `file`, calibrate anew, write again, and compare."""
+    if len(compared_on) < LEAST_PHOTOS:
+        raise DataError(
+            f"precision: {precision} needs {LEAST_PHOTOS} photos of the known classes or more to "
+            f"compare answers on, found {len(compared_on)} (by default those of the validation, "
+            "where they still are); name some by --photos"
+        )
+    reduced = copy.deepcopy(model)
+    convert: Callable[[bytes], bytes] = bytes
+    if precision == "float16":
+        reduced.backbone = HalfBackbone(reduced.backbone)
+    else:
+        pixels = (model.preprocessing.from_pil(image) for _, image in readable_photos(ranged_on))
+        convert = partial(in_int8, squares=[one.permute(1, 2, 0).numpy() for one in pixels])
+
+    def written() -> tuple[Any, Any, Any]:
+        metadata = dataclasses.replace(_describe(reduced, _NEEDS["onnx"]), precision=precision)
+        write = onnx_writer(trace(_graph(reduced)), metadata, convert)
+        file.write_bytes(write(metadata))
+        return metadata, write, open_onnx(file)
+
+    metadata, write, exported = written()
+    count = 0
+    if validated_on:
+        count = calibrate_by(reduced, exported, validated_on)
+        metadata, write, exported = written()
+    agreement = check_agreement(model, exported, compared_on, advance)
+    agreement.calibrated_on = count
+    return metadata, write, agreement
 
 
 def check_output(output: Path, overwrite: bool) -> None:

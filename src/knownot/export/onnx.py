@@ -16,7 +16,9 @@ from knownot.runtime.onnx_file import sealed
 
 
 def onnx_writer(
-    program: ExportedProgram, metadata: ExportMetadata
+    program: ExportedProgram,
+    metadata: ExportMetadata,
+    convert: Callable[[bytes], bytes] = bytes,
 ) -> Callable[[ExportMetadata], bytes]:
     """A function from the final metadata to the bytes of the ONNX file; `program` is changed."""
     fold_batch_norms(program)
@@ -30,7 +32,7 @@ def onnx_writer(
             verbose=False,
         )
     assert onnx_program is not None
-    model = _with_defaults(onnx_program.model_proto, metadata)
+    model = convert(_with_defaults(onnx_program.model_proto, metadata))
     return lambda final: sealed(model, final.to_json())
 
 

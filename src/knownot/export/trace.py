@@ -29,7 +29,7 @@ def trace(graph: Traceable) -> ExportedProgram:
     for module in graph.modules():
         if hasattr(module, "inplace"):
             # Each is an operation more to take apart: a quarter of the time of an export.
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010
     with torch.no_grad(), quiet():
         return torch.export.export(graph.eval(), inputs, dynamic_shapes=free, strict=False)
 

@@ -148,11 +148,29 @@ class UnknownAwareModel(HubMethods, nn.Module):
             known: Which rows are calibrated on (n,), bool, all if not given. The others only set,
                 with them, the scales on which the parts of the combined score are added.
         """
-        chosen = COMBINED_PARTS if self.combined is None else self.combined.parts
-        self.combined = None
-        self.card = None
+        combined, self.combined = self.combined, None
         rows = logits.to(self.device), features.to(self.device)
         scores = {name: score.cpu() for name, score in self.row_scores(*rows).items()}
+        self.combined = combined
+        self.calibrate_scores(scores, groups, known)
+
+    @torch.no_grad()
+    def calibrate_scores(
+        self,
+        scores: Mapping[str, Tensor],
+        groups: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> None:
+        """The same, on scores that another runtime may have computed.
+
+        Args:
+            scores: Every score (n,) but the combined one, by name.
+            groups: As in `calibrate_rows`.
+            known: As in `calibrate_rows`.
+        """
+        self.card = None
+        chosen = COMBINED_PARTS if self.combined is None else self.combined.parts
+        scores = dict(scores)
         combined = CombinedScore([part for part in chosen if part in scores])
         scores[COMBINED] = combined.fit_and_score(scores)
         self.combined = combined.to(self.device)

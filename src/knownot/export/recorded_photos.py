@@ -1,0 +1,62 @@
+"""Photos that a model was trained and validated on, as its folder's record names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from knownot.data.detection_folder import read_detection_splits
+from knownot.data.image_folder import read_splits
+from knownot.errors import KnownotError
+
+_MOST, _MOST_IN_TRAINING = 16, 64
+_UNREADABLE = (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, KnownotError)
+
+
+def validation_photos(model: Path) -> list[Path]:
+    """Photos with objects, spread over the data that the model folder's record names.
+
+    Args:
+        model: Model folder of a detector.
+
+    Returns:
+        Up to 16 files; none if there is no record, or the data are no longer there.
+    """
+    try:
+        photos = read_detection_splits(*_record(model)).val
+    except _UNREADABLE:
+        return []
+    paths = [path for path, of in zip(photos.paths, photos.objects, strict=True) if len(of.boxes)]
+    return _spread(paths, _MOST)
+
+
+def classifier_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Some photos that a classifier was trained on, and all that it was calibrated on.
+
+    Args:
+        model: Model folder.
+        classes: Its classes.
+
+    Returns:
+        Up to 64 files, and the files of validation; none if there is no record, the data are no
+        longer there, or they have other classes.
+    """
+    try:
+        splits = read_splits(*_record(model))
+    except _UNREADABLE:
+        return [], []
+    if splits.train.classes != list(classes):
+        return [], []
+    return _spread(splits.train.paths, _MOST_IN_TRAINING), splits.val.paths
+
+
+def _record(model: Path) -> tuple[Any, ...]:
+    record = yaml.safe_load((model / "training" / "config.yaml").read_text(encoding="utf-8"))
+    return tuple(record[name] for name in ("data", "val_fraction", "seed"))
+
+
+def _spread(paths: list[Path], most: int) -> list[Path]:
+    return paths[:: -(-len(paths) // most) or 1]
