@@ -103,7 +103,7 @@ def check_agreement(
         raise ExportError(
             f"in {exported.metadata.precision} only {agreement.same} of {agreement.photos} photos of "
             f"the known classes get the label that they get in float32, less than {LEAST_SAME:.0%}, "
-            "so the file was not kept; docs/export.md tells what helps"
+            "so the file was not kept; export in float32, or for int8 try float16"
         )
     return agreement
 
