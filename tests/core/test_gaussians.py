@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from sklearn.covariance import oas
 from torch import Tensor
 
-from knownot.core.gaussians import (
-    PAPER_RIDGE,
-    ClassGaussians,
-    StreamingGaussians,
-    WindowGaussians,
-)
+from knownot.core.gaussians import PAPER_RIDGE, ClassGaussians
+from knownot.core.streaming_gaussians import StreamingGaussians
+from knownot.core.window_gaussians import WindowGaussians
 
 KINDS = [WindowGaussians, StreamingGaussians]
 

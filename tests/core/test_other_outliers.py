@@ -10,7 +10,6 @@ import torch
 from sklearn.covariance import oas
 from torch import Tensor, nn
 
-from knownot.core.gaussians import WindowGaussians
 from knownot.core.other_outliers import (
     DiagonalTail,
     Mixup,
@@ -22,6 +21,7 @@ from knownot.core.other_outliers import (
 )
 from knownot.core.outliers import OutlierSampler
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.core.window_gaussians import WindowGaussians
 
 DIM, QUEUE = 3, 20
 CPU = torch.device("cpu")

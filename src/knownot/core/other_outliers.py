@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
-from knownot.core.gaussians import ClassGaussians, WindowGaussians, upper_factor
+from knownot.core.gaussians import ClassGaussians, upper_factor
 from knownot.core.outliers import GaussianTail, OutlierSampler
+from knownot.core.window_gaussians import WindowGaussians
 
 OutlierName = Literal[
     "gaussian", "diagonal", "per-class", "noise", "noisy-features", "mixup", "npos"
@@ -82,12 +83,14 @@ class Noise(OutlierSampler):
     """Gaussian noise around the origin, with the mean square that features have."""
 
     def draw(self, classes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """Normal numbers (C, t, D)."""
         shape = classes, self.outliers_per_class, self.feature_dim
         return torch.randn(shape, device=device, generator=generator)
 
     def place(
         self, noise: Tensor, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
     ) -> Tensor:
+        """Noise (C, t, D) around the origin."""
         counts = gaussians.counts.double()
         squares = gaussians.means.square().mean(1) @ counts / counts.sum().clamp(min=1)
         return noise * (squares.float() + _spread(upper).square()).sqrt()
@@ -108,6 +111,7 @@ class NoisyFeatures(OutlierSampler):
     def draw(
         self, classes: int, device: torch.device, generator: torch.Generator | None
     ) -> FeatureNoise:
+        """Which feature, and the noise to add."""
         shape = classes, self.outliers_per_class
         return FeatureNoise(
             torch.rand(shape, device=device, generator=generator),
@@ -117,6 +121,7 @@ class NoisyFeatures(OutlierSampler):
     def place(
         self, noise: FeatureNoise, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
     ) -> Tensor:
+        """Noisy features (C, t, D)."""
         own = _chosen(gaussians, classes).unsqueeze(1)
         return _features_at(gaussians, own, noise.which) + _spread(upper) * noise.normal
 
@@ -130,12 +135,13 @@ class Mixup(OutlierSampler):
     reads_windows = True
 
     def draw(self, classes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        # (4, C, t), uniform: the feature, the other class, its feature, the share.
+        """Uniform numbers (4, C, t): the feature, the other class, its feature, the share."""
         return torch.rand((4, classes, self.outliers_per_class), device=device, generator=generator)
 
     def place(
         self, noise: Tensor, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
     ) -> Tensor:
+        """Mixed features (C, t, D)."""
         which, partner, which_other, share = noise.unbind()
         own = _chosen(gaussians, classes).unsqueeze(1)
         every = torch.arange(gaussians.num_classes, device=own.device)
@@ -183,6 +189,7 @@ class NonParametric(OutlierSampler):
     def draw(
         self, classes: int, device: torch.device, generator: torch.Generator | None
     ) -> FeatureNoise:
+        """Which boundary feature, and the noise of its copies."""
         shape = classes, self.outliers_per_class
         copies = *shape, self.candidates, self.feature_dim
         return FeatureNoise(
@@ -193,6 +200,7 @@ class NonParametric(OutlierSampler):
     def place(
         self, noise: FeatureNoise, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
     ) -> Tensor:
+        """The farthest copies (C, t, D)."""
         rows = self._filled(gaussians, _chosen(gaussians, classes))
         on_boundary = max(1, round(self.boundary * gaussians.queue_size))
         boundary = self._distance(rows, rows).topk(on_boundary).indices

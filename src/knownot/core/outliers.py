@@ -187,11 +187,13 @@ class GaussianTail(OutlierSampler):
     def draw(
         self, classes: int, device: torch.device, generator: torch.Generator | None
     ) -> TailNoise:
+        """Ranks in the tail and directions."""
         return draw_tail_noise(classes, self.outliers_per_class, self.tail, generator=generator)
 
     def place(
         self, noise: TailNoise, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
     ) -> Tensor:
+        """Outliers (C, t, D) around the class means."""
         means = gaussians.means
         if classes is not None:
             means = means.index_select(0, classes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from knownot.core.energy import at_least_float32
 from knownot.core.energy import energy as energy
-from knownot.core.gaussians import WindowGaussians
+from knownot.core.window_gaussians import WindowGaussians
 
 
 def max_softmax(logits: Tensor, background_index: int | None = None) -> Tensor:

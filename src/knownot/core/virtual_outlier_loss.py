@@ -15,19 +15,20 @@ from torch import Tensor, nn
 
 from knownot.core import chi_square
 from knownot.core.energy import negative_weighted_energy
-from knownot.core.gaussians import (
-    ClassGaussians,
-    Shrinkage,
-    StreamingGaussians,
-    WindowGaussians,
-)
+from knownot.core.gaussians import ClassGaussians, Shrinkage
 from knownot.core.other_outliers import OutlierName, make_sampler
 from knownot.core.outliers import OutlierSampler
 from knownot.core.phi import PhiName, make_phi
 from knownot.core.ranks import gather_rows, shared_seed, world_size
+from knownot.core.streaming_gaussians import StreamingGaussians
+from knownot.core.window_gaussians import WindowGaussians
 
 # softplus of this is 1: the weighted energy starts as the plain one.
 _INITIAL_RAW_WEIGHT = 0.5413248546129181
+_GAUSSIANS: dict[str, type[WindowGaussians] | type[StreamingGaussians]] = {
+    "window": WindowGaussians,
+    "streaming": StreamingGaussians,
+}
 
 
 def uncertainty_loss(
@@ -155,13 +156,9 @@ class VirtualOutlierLoss(nn.Module):
             if not value >= least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         if isinstance(gaussians, str):
-            kinds: dict[str, type[WindowGaussians] | type[StreamingGaussians]] = {
-                "window": WindowGaussians,
-                "streaming": StreamingGaussians,
-            }
-            if gaussians not in kinds:
+            if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
-            gaussians = kinds[gaussians](num_classes, feature_dim, queue_size, shrinkage)
+            gaussians = _GAUSSIANS[gaussians](num_classes, feature_dim, queue_size, shrinkage)
         exact_ratio = chi_square.radius_ratio(feature_dim, draws_per_class)
         radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
         if isinstance(outliers, str):
