@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+from knownot.cli.options import Alpha, Device, MoreOod, NoSeed, Score
 from knownot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ def audit(
     ood: Annotated[
         list[Path], typer.Option("--ood", help="Folder(s) of photos of none of the classes.")
     ],
-    more_ood: Annotated[
-        list[Path] | None,
-        typer.Argument(help="More OOD folders, so that --ood people/ textures/ works."),
-    ] = None,
+    more_ood: MoreOod = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to write to. (default: <model>-audit)"),
@@ -35,16 +33,10 @@ def audit(
         typer.Option(help="Filled-in audit.csv: measure without photos that have n in keep, too."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Photos listed of each set, at most.")] = 100,
-    score: Annotated[
-        str | None,
-        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)"),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Share of known photos called unknown. (default: the model's)"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    score: Score = None,
+    alpha: Alpha = None,
+    device: Device = "auto",
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
 ) -> None:
     """Find OOD photos that show a known class, and known ones that do not; measure without them.

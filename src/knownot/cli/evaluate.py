@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+from knownot.cli.options import Alpha, Device, MoreOod, NoSeed, Score
 from knownot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,27 +38,18 @@ def evaluate(
             help="Folder(s) of photos of none of the classes; for a detector also COCO or VOC.",
         ),
     ] = None,
-    more_ood: Annotated[
-        list[Path] | None,
-        typer.Argument(help="More OOD folders, so that --ood people/ textures/ works."),
-    ] = None,
+    more_ood: MoreOod = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Report folder. (default: <model>-evaluation)"),
     ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)"),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Share of known photos called unknown. (default: the model's)"),
-    ] = None,
+    score: Score = None,
+    alpha: Alpha = None,
     proposals: Annotated[
         bool, typer.Option(help="Detectors: also measure objects that no known class claims.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    device: Device = "auto",
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Measure a model: accuracy or mAP on known photos, FPR95, AUROC, AUPR on unknown ones.

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from knownot.cli.console import photo_progress, print_json, stdout
+from knownot.cli.options import NoSeed
 
 
 class Format(StrEnum):
@@ -51,7 +52,7 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Write a model as one file that gives the [bold]same answers[/].

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import print_json, stdout
+from knownot.cli.options import NoSeed
 
 if TYPE_CHECKING:
     from knownot.models.classifier import UnknownAwareClassifier
@@ -21,7 +22,7 @@ def info(
             help="Model folder or exported file; without one, the versions and devices of this machine."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Describe a model folder, or this installation.

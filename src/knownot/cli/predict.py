@@ -12,6 +12,7 @@ import typer
 
 from knownot.cli.answers import Cells, CocoList, Format, Lines, Screen, Writer, output_file
 from knownot.cli.console import photo_progress, stderr
+from knownot.cli.options import Alpha, Device, KeepMib, KeepMost, NoSeed, Score
 from knownot.cli.photo_arguments import expand, is_video
 from knownot.errors import ConfigError, DataError
 
@@ -59,19 +60,11 @@ def predict(
         Path | None,
         typer.Option(help="Folder that unknown photos, or boxes of them, are copied to."),
     ] = None,
-    keep_most: Annotated[
-        int, typer.Option(min=1, help="Photos in that folder; the oldest go first.")
-    ] = 1000,
-    keep_mib: Annotated[int, typer.Option(min=1, help="MiB in that folder.")] = 1024,
+    keep_most: KeepMost = 1000,
+    keep_mib: KeepMib = 1024,
     every: Annotated[int, typer.Option(min=1, help="Every how many frames of a video.")] = 1,
-    score: Annotated[
-        str | None,
-        typer.Option(help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)"),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Share of known photos called unknown. (default: the model's)"),
-    ] = None,
+    score: Score = None,
+    alpha: Alpha = None,
     box_threshold: Annotated[
         float | None,
         typer.Option(
@@ -84,8 +77,8 @@ def predict(
     proposals: Annotated[
         bool, typer.Option(help="Detectors: also show objects that no known class claims.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    device: Device = "auto",
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Same as --format jsonl.")] = False,
 ) -> None:
     """Label photos, or the boxes in them, or call them [bold]unknown[/].

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knownot.cli.console import photo_progress, print_json, stderr, stdout
+from knownot.cli.options import Alpha, NoSeed
 
 if TYPE_CHECKING:
     from knownot.scale.score import ScoreSummary
@@ -42,11 +43,8 @@ def score(
             help="combined, vos, energy, msp, mahalanobis, knn. (default: the model's)",
         ),
     ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Share of known photos called unknown. (default: the model's)"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    alpha: Alpha = None,
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Summary as JSON.")] = False,
 ) -> None:
     """Score [bold]many photos[/] in several processes or on a Ray cluster.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from knownot.cli.options import KeepMib, KeepMost, NoSeed
+
 
 def serve(
     model: Annotated[str, typer.Argument(help="File of `knownot export`, or a model folder.")],
@@ -44,14 +46,12 @@ def serve(
         Path | None,
         typer.Option(help="Folder that unknown photos, or boxes of them, are kept in."),
     ] = None,
-    keep_most: Annotated[
-        int, typer.Option(min=1, help="Photos in that folder; the oldest go first.")
-    ] = 1000,
-    keep_mib: Annotated[int, typer.Option(min=1, help="MiB in that folder.")] = 1024,
+    keep_most: KeepMost = 1000,
+    keep_mib: KeepMib = 1024,
     root_path: Annotated[
         str, typer.Option(help="Path under which a proxy shows the service, such as /photos.")
     ] = "",
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    seed: NoSeed = 0,
     json_output: Annotated[
         bool, typer.Option("--json", help="Accepted for symmetry; the log is JSON always.")
     ] = False,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from knownot.cli.console import photo_progress, print_json, stderr, stdout
+from knownot.cli.options import NoSeed
 from knownot.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ def triage(
         typer.Option("--output", "-o", help="Set of photos that named groups are copied to."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps; of --model.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Accepted for symmetry; nothing here is random.")] = 0,
+    seed: NoSeed = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Group unknown photos, name a group, [bold]train on it next[/].
