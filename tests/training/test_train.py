@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from knownot.core.calibration import ConformalCalibration
+from knownot.data.altered import alter
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.models.model_folder import load
 from knownot.training.config import TrainConfig, make_config
@@ -252,6 +253,21 @@ def test_features_come_from_the_cache_and_changed_photos_do_not(tmp_path: Path) 
     for piece in (cache / "features").iterdir():
         piece.write_bytes(b"damaged")
     assert torch.equal(extract_features(model, paths, cache).rows[1:], first.rows[1:])
+
+
+def test_features_of_altered_photos_are_kept_apart(tmp_path: Path) -> None:
+    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
+    model, cache = tiny_model(), tmp_path / "cache"
+    plain = extract_features(model, paths, cache).rows
+    kinds = ("inverted", "jigsaw")
+    for _ in range(2):  # the second time from the cache
+        rows = extract_features(model, paths, cache, altered=kinds).rows
+        assert rows.shape == (6, 2, model.backbone_dim)
+        photos = torch.stack([model.preprocessing.read(path) for path in paths])
+        with torch.no_grad():
+            expected = [model.backbone_features(alter(name, photos, seed=0)) for name in kinds]
+        torch.testing.assert_close(rows, torch.stack(expected, 1))
+    assert torch.equal(extract_features(model, paths, cache).rows, plain)
 
 
 def test_another_backbone_does_not_meet_old_features(tmp_path: Path) -> None:

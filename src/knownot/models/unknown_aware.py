@@ -89,6 +89,12 @@ class UnknownAwareModel(HubMethods, nn.Module):
             logits: Logits (N, C), a background column included where the model has one.
             features: What the feature scores read (N, B); used once these are fitted.
         """
+        scores = self._single_scores(logits, features)
+        if self.combined is not None:
+            scores[COMBINED] = self.combined(scores)
+        return scores
+
+    def _single_scores(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
         scores = {
             "energy": energy(self.vos.class_logits(logits)),
             "vos": self.vos.ood_score(logits),
@@ -96,8 +102,6 @@ class UnknownAwareModel(HubMethods, nn.Module):
         }
         if self.feature_scores is not None:
             scores |= self.feature_scores(features)
-        if self.combined is not None:
-            scores[COMBINED] = self.combined(scores)
         return scores
 
     @torch.no_grad()
@@ -120,16 +124,16 @@ class UnknownAwareModel(HubMethods, nn.Module):
             known: Logits (n, C) and features (n, B) of held-out rows.
             outliers: The same of each kind of outliers, see `knownot.core.combination.choose_parts`.
         """
-
-        def scored(rows: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-            logits, features = (values.to(self.device) for values in rows)
-            return {name: score.cpu() for name, score in self.row_scores(logits, features).items()}
-
-        self.combined = None
-        of_known = scored(known)
+        of_known, *of_outliers = (
+            self._scores_to_calibrate(*rows) for rows in (known, *outliers) if len(rows[0])
+        )
         parts = [part for part in COMBINED_PARTS if part in of_known]
-        chosen = choose_parts(of_known, [scored(rows) for rows in outliers if len(rows[0])], parts)
-        self.combined = CombinedScore(chosen)
+        self.combined = CombinedScore(choose_parts(of_known, of_outliers, parts))
+
+    def _scores_to_calibrate(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Every score but the combined one, on the CPU."""
+        scores = self._single_scores(logits.to(self.device), features.to(self.device))
+        return {name: score.cpu() for name, score in scores.items()}
 
     @torch.no_grad()
     def calibrate_rows(
@@ -148,11 +152,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
             known: Which rows are calibrated on (n,), bool, all if not given. The others only set,
                 with them, the scales on which the parts of the combined score are added.
         """
-        combined, self.combined = self.combined, None
-        rows = logits.to(self.device), features.to(self.device)
-        scores = {name: score.cpu() for name, score in self.row_scores(*rows).items()}
-        self.combined = combined
-        self.calibrate_scores(scores, groups, known)
+        self.calibrate_scores(self._scores_to_calibrate(logits, features), groups, known)
 
     @torch.no_grad()
     def calibrate_scores(

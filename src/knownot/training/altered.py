@@ -14,19 +14,16 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from knownot.data.altered import ALTERATIONS, alter
-from knownot.data.kept_files import read_tensors
 from knownot.data.photo import open_photo
-from knownot.data.reading import read_batches
 from knownot.errors import DataError
 from knownot.evaluation.detect_set import joined
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections
-from knownot.training.feature_cache import kept_feature_file, write_kept
+from knownot.training.feature_cache import extract_features
 
 # More choose no better, and each is sent through the network seven times.
 _PHOTOS, _DETECTOR_PHOTOS = 256, 64
-_TOGETHER = 64
 _KEPT = ("boxes", "labels", "scores", "logits", "features")
 
 Progress = Callable[[int], None]
@@ -38,7 +35,6 @@ def chosen_photos(paths: Sequence[Path], most: int) -> list[Path]:
     return [paths[i] for i in order.tolist()]
 
 
-@torch.no_grad()
 def altered_features(
     model: UnknownAwareClassifier,
     paths: Sequence[Path],
@@ -53,27 +49,9 @@ def altered_features(
         cache: Folder where features are kept, or None.
         stage: Begins a stage of progress.
     """
-    model.eval()
     paths = chosen_photos(paths, _PHOTOS)
     progress = stage("features of altered photos", len(paths))
-    file = kept_feature_file(model, paths, cache, kind="altered")
-    kept = read_tensors(file) if file else None
-    if kept is not None and set(kept) == set(ALTERATIONS):
-        progress(len(paths))
-        return [kept[name] for name in ALTERATIONS]
-    rows: dict[str, list[Tensor]] = {name: [] for name in ALTERATIONS}
-    skipped: dict[Path, str] = {}
-    for _, photos in read_batches(paths, model.preprocessing.read, _TOGETHER, skipped):
-        for name in ALTERATIONS:
-            for batch in torch.split(alter(name, photos, seed=0), model.batch_size):
-                rows[name].append(model.backbone_features(batch.to(model.device)).float().cpu())
-        progress(len(photos))
-    if not rows[ALTERATIONS[0]]:
-        return []
-    found = {name: torch.cat(parts) for name, parts in rows.items()}
-    if file and not skipped:
-        write_kept(file, found)
-    return list(found.values())
+    return list(extract_features(model, paths, cache, progress, ALTERATIONS).rows.unbind(1))
 
 
 def altered_boxes(

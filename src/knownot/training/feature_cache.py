@@ -1,8 +1,9 @@
 """Backbone features of photos, computed once and kept on disk in small, atomic pieces.
 
 A piece holds the features of 256 consecutive photos under a key made of everything they depend on:
-the backbone's weights, the preprocessing, and path, size and change time of every photo. A changed
-photo or backbone therefore never meets an old feature, and an interrupted run loses at most a piece.
+the backbone's weights, the preprocessing, alterations, and path, size and change time of every photo. A
+changed photo or backbone therefore never meets an old feature, and an interrupted run loses at most a
+piece.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from knownot.data.altered import alter
 from knownot.data.kept_files import read_tensors, write_tensors
 from knownot.data.reading import read_batches
 from knownot.data.spread import Workers
@@ -31,7 +33,7 @@ class Features:
     """Features of the photos that could be read.
 
     Attributes:
-        rows: Backbone features (M, B), float32.
+        rows: Backbone features (M, B), or (M, A, B) after A alterations, float32.
         indices: Which of the asked-for photos each row belongs to (M,), int64, ascending.
         skipped: Path and reason of every photo that could not be read.
     """
@@ -53,6 +55,7 @@ def extract_features(
     paths: Sequence[Path],
     cache: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    altered: Sequence[str] = (),
 ) -> Features:
     """Backbone features of photos, in evaluation mode.
 
@@ -61,13 +64,15 @@ def extract_features(
         paths: Photos, in the order wanted.
         cache: Folder of pieces to read and write, or None to keep nothing.
         progress: Called with the number of photos done since the last call.
+        altered: Some of `knownot.data.altered.ALTERATIONS`, each applied by itself; photos are
+            mixed with those that go through the network with them.
 
     Returns:
         Features of all readable photos; unreadable ones are listed, not fatal.
     """
     was_training = model.training
     model.eval()
-    fingerprint = _fingerprint(model) if cache is not None else b""
+    fingerprint = b"" if cache is None else _fingerprint(model) + ",".join(altered).encode()
     rows, indices, skipped = [], [], {}
     with ExitStack() as at_end:
         at_end.callback(model.train, was_training)
@@ -78,18 +83,17 @@ def extract_features(
             found = _read(stored) if stored else None
             if found is None:
                 bad: dict[Path, str] = {}
-                found = _compute(model, piece, bad, progress, workers)
+                found = _compute(model, piece, bad, progress, workers, altered)
                 skipped.update(bad)
                 # A piece with bad photos is not stored: they are reported again next time.
                 if stored and not bad:
-                    write_kept(stored, {"rows": found[0], "indices": found[1]})
+                    _write(stored, found)
             elif progress:
                 progress(len(piece))
             rows.append(found[0])
             indices.append(found[1] + start)
-    empty = torch.empty(0, model.backbone_dim)
     return Features(
-        torch.cat(rows) if rows else empty,
+        torch.cat([_empty(model, altered), *rows]),
         torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64),
         skipped,
     )
@@ -101,10 +105,11 @@ def _compute(
     skipped: dict[Path, str],
     progress: Callable[[int], None] | None,
     workers: Workers,
+    altered: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
-    rows, indices = [torch.empty(0, model.backbone_dim)], []
+    rows, indices = [_empty(model, altered)], []
     batches = read_batches(paths, model.preprocessing.read, model.batch_size, skipped)
-    for batch, found in workers.spread(batches, lambda photos: _of_batch(model, photos)):
+    for batch, found in workers.spread(batches, lambda photos: _of_batch(model, photos, altered)):
         rows.append(found)
         indices += batch
         if progress:
@@ -115,8 +120,16 @@ def _compute(
 
 
 @torch.no_grad()
-def _of_batch(model: UnknownAwareClassifier, photos: Tensor) -> Tensor:
-    return model.backbone_features(photos.to(model.device)).float().cpu()
+def _of_batch(model: UnknownAwareClassifier, photos: Tensor, altered: Sequence[str]) -> Tensor:
+    if not altered:
+        return model.backbone_features(photos.to(model.device)).float().cpu()
+    kinds = [_of_batch(model, alter(name, photos, seed=0), ()) for name in altered]
+    return torch.stack(kinds, dim=1)
+
+
+def _empty(model: UnknownAwareClassifier, altered: Sequence[str]) -> Tensor:
+    kinds = [len(altered)] if altered else []
+    return torch.empty(0, *kinds, model.backbone_dim)
 
 
 def _fingerprint(model: UnknownAwareClassifier) -> bytes:
@@ -147,17 +160,7 @@ def _read(stored: Path) -> tuple[Tensor, Tensor] | None:
     return tensors["rows"], tensors["indices"]
 
 
-def kept_feature_file(
-    model: UnknownAwareClassifier, paths: Sequence[Path], cache: Path | None, kind: str
-) -> Path | None:
-    """Where features of another kind, of these photos and this backbone, are kept; None for no cache."""
-    if cache is None:
-        return None
-    key = _key(_fingerprint(model) + kind.encode(), paths)
-    return cache / "features" / f"{key}.safetensors"
-
-
-def write_kept(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Keep features; a cache only saves time, so that a full disk must not stop the run."""
+def _write(stored: Path, found: tuple[Tensor, Tensor]) -> None:
+    # The cache only saves time: a full disk must not stop the run.
     with suppress(Exception):
-        write_tensors(file, tensors)
+        write_tensors(stored, {"rows": found[0], "indices": found[1]})
