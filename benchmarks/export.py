@@ -59,7 +59,8 @@ def main() -> None:
         seconds = time.perf_counter() - started
         exported = open_onnx(file, threads=torch.get_num_threads())
         gaps = (box_differences if detect else differences)(model, exported, photos)
-        speed = rounds(model, exported, photos[: options.timed], options.rounds)
+        timed = photos[: options.timed]
+        seconds = rounds({"torch": model, "ONNX Runtime": exported}, timed, options.rounds)
         result = {
             "machine": {
                 "processor": platform.processor() or platform.machine(),
@@ -72,7 +73,12 @@ def main() -> None:
             "mebibytes": file.stat().st_size / 2**20,
             "gate": metadata.parity,
             "predict_on_files": gaps,
-            "speed": speed,
+            "speed": {
+                "photos": len(timed),
+                "rounds": options.rounds,
+                "photos_per_second": {n: len(timed) / median(s) for n, s in seconds.items()},
+                "ratio_quartiles": ratios(*seconds.values()),
+            },
         }
     options.output.mkdir(parents=True, exist_ok=True)
     name = "export_detector.json" if detect else "export.json"
@@ -89,6 +95,7 @@ def main() -> None:
     )
     print(f"| largest difference of the score | {gaps['max_difference']:.1e} |")
     print(f"| largest difference of any score, relative | {gaps['max_relative']:.1e} |")
+    speed = result["speed"]
     low, middle, high = speed["ratio_quartiles"]
     for name, rate in speed["photos_per_second"].items():
         print(f"| photos per second, {name} | {rate:.0f} |")
@@ -161,23 +168,21 @@ def box_differences(model: Any, exported: Any, photos: list[Path]) -> dict[str, 
     }
 
 
-def rounds(model: Any, exported: Any, photos: list[Path], number: int) -> dict[str, Any]:
-    """Photos per second of `predict` on files; the two take turns, after one round to warm up."""
-    seconds: dict[str, list[float]] = {"torch": [], "ONNX Runtime": []}
-    both = {"torch": model, "ONNX Runtime": exported}
+def rounds(models: dict[str, Any], photos: list[Path], number: int) -> dict[str, list[float]]:
+    """Seconds of each round of `predict` on files; the models take turns, after a round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(number + 1):
-        for name, one in both.items():
+        for name, model in models.items():
             started = time.perf_counter()
-            one.predict(photos)
+            model.predict(photos)
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    ratios = [a / b for a, b in zip(seconds["torch"], seconds["ONNX Runtime"], strict=True)]
-    return {
-        "photos": len(photos),
-        "rounds": number,
-        "photos_per_second": {n: len(photos) / median(times) for n, times in seconds.items()},
-        "ratio_quartiles": quantiles(ratios),
-    }
+    return seconds
+
+
+def ratios(reference: list[float], seconds: list[float]) -> list[float]:
+    """Quartiles of how much faster than the reference the rounds were."""
+    return quantiles([a / b for a, b in zip(reference, seconds, strict=True)])
 
 
 def default_data() -> Path:

@@ -154,3 +154,10 @@ async def open_loop(
     for client in idle:
         client.close()
     return outcome
+
+
+def whole(outcome: Outcome) -> int:
+    """Number of answers; every request must have got one."""
+    if set(outcome.statuses) != {200}:
+        raise SystemExit(f"expected answers only, got {dict(outcome.statuses)}")
+    return outcome.statuses[200]

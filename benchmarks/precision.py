@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 
-from export import default_data, spread
+from export import default_data, ratios, rounds, spread
 from knownot.cli.allocator import keep_freed_memory
 from knownot.core.metrics import fpr95
 from knownot.data.image_folder import list_photos
@@ -77,23 +76,6 @@ def main() -> None:
             f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {100 * row['same_label']:.1f} % "
             f"| {100 * row['same_class']:.1f} % | {100 * row['unknown']:.1f} % | {rates} |"
         )
-
-
-def rounds(models: dict[str, Any], photos: list[Path], number: int) -> dict[str, list[float]]:
-    """Seconds of each round of `predict` on files; the models take turns, after a round to warm up."""
-    seconds: dict[str, list[float]] = {file: [] for file in models}
-    for turn in range(number + 1):
-        for file, model in models.items():
-            started = time.perf_counter()
-            model.predict(photos)
-            if turn:
-                seconds[file].append(time.perf_counter() - started)
-    return seconds
-
-
-def ratios(reference: list[float], seconds: list[float]) -> list[float]:
-    """Quartiles of how much faster than the reference the rounds were."""
-    return quantiles([a / b for a, b in zip(reference, seconds, strict=True)])
 
 
 def agreement(expected: list[Any], found: list[Any]) -> dict[str, float]:
