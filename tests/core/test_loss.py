@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from knownot.core.energy import energy, negative_weighted_energy
-from knownot.core.gaussians import StreamingGaussians, WindowGaussians
 from knownot.core.phi import FreeLinear, MonotoneLinear, make_phi
+from knownot.core.streaming_gaussians import StreamingGaussians
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss, uncertainty_loss
+from knownot.core.window_gaussians import WindowGaussians
 
 PHIS = ["monotone", "monotone-mlp", "free", "free-mlp"]
 MONOTONE = PHIS[:2]
