@@ -20,6 +20,7 @@ from knownot.data.reading import read_batches
 from knownot.errors import ConfigError, DataError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import load
+from knownot.training.altered import altered_features
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.fit import Silent
@@ -80,6 +81,11 @@ class PhotoRecipe:
         if not len(rows):
             raise DataError(f"set {name!r}: none of its {len(images)} images can be read")
         return from_backbone_features(model, rows, None)
+
+    def altered(self, model: UnknownAwareClassifier, run: tuple[str, int]) -> list[Tensor]:
+        """Backbone features of altered validation photos."""
+        paths = self._photos(self._config(*run), "val").paths
+        return altered_features(model, paths, self.cache, self._stage)
 
     def _stage(self, name: str, total: int) -> Callable[[int], None]:
         """Features of a frozen backbone are computed once: later stages of the name take no time."""

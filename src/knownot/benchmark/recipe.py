@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from torch import Tensor
+
 from knownot.benchmark.arrays import Arrays
 from knownot.models.classifier import UnknownAwareClassifier
 
@@ -24,3 +26,9 @@ class Recipe(Protocol):
 
     def ood(self, model: UnknownAwareClassifier, run: tuple[str, int], name: str) -> Arrays:
         """Arrays of an OOD set."""
+
+    def altered(self, model: UnknownAwareClassifier, run: tuple[str, int]) -> list[Tensor]:
+        """Backbone features (n, B) of altered validation images, for each of `ALTERATIONS`.
+
+        They stand in for OOD images where a setting is to be chosen.
+        """

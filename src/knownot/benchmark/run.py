@@ -52,7 +52,7 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
         DataError: If images are missing, or the output cannot be written.
     """
     get_protocol(protocol)
-    recipe = _recipe(place)
+    recipe = make_recipe(place)
     recipe.check()
     write_whole(place.output / SETTINGS, lambda f: f.write_text(place.config.to_yaml(), "utf-8"))
     rows = read_rows(place.output / RESULTS)
@@ -66,7 +66,7 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
     return BenchmarkResult(summary, failed, report)
 
 
-def _recipe(place: Workplace) -> Recipe:
+def make_recipe(place: Workplace) -> Recipe:
     photos = isinstance(place.config.training, PhotoTraining)
     return PhotoRecipe(place) if photos else SmallImageRecipe(place)
 

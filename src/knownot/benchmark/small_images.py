@@ -88,7 +88,7 @@ class SmallImageRecipe:
         model.cpu().eval()
         train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
         model.fit_scores(train.backbone_features, train.labels)
-        model.calibrate(val.backbone_features, altered=self._altered(model))
+        model.calibrate(val.backbone_features, altered=self.altered(model, (training, seed)))
         save(model, folder)
         checkpoint.unlink(missing_ok=True)
         return model
@@ -100,6 +100,13 @@ class SmallImageRecipe:
     def ood(self, model: UnknownAwareClassifier, run: tuple[str, int], name: str) -> Arrays:
         """Arrays of an OOD set."""
         return self._arrays(model, run, f"ood-{name}", None)
+
+    @torch.no_grad()
+    def altered(self, model: UnknownAwareClassifier, run: tuple[str, int]) -> list[Tensor]:
+        """Backbone features of altered validation images."""
+        images = self._known_pixels("val")[:_ALTERED]
+        batches = (torch.split(alter(name, images, seed=0), _BATCH) for name in ALTERATIONS)
+        return [torch.cat([model.backbone_features(b) for b in kind]) for kind in batches]
 
     def _arrays(
         self, model: UnknownAwareClassifier, run: tuple[str, int], part: str, labels: Tensor | None
@@ -121,13 +128,6 @@ class SmallImageRecipe:
             write_tensors(file, kept)
         pixels_again = None if part == "train" else lambda: self._part_pixels(part)
         return from_backbone_features(model, kept["rows"], labels, pixels_again)
-
-    @torch.no_grad()
-    def _altered(self, model: UnknownAwareClassifier) -> list[Tensor]:
-        """Features of altered validation images, which choose the parts of the combined score."""
-        images = self._known_pixels("val")[:_ALTERED]
-        batches = (torch.split(alter(name, images, seed=0), _BATCH) for name in ALTERATIONS)
-        return [torch.cat([model.backbone_features(b) for b in kind]) for kind in batches]
 
     def _part_pixels(self, part: str) -> Tensor:
         if part in ("train", "val", "test"):
@@ -224,7 +224,11 @@ class SmallImageRecipe:
                 f"on small images; expected some of {', '.join(sorted(allowed))}"
             )
         config = make_config(
-            {"vos_start": self.settings.vos_start, **changes}
+            {
+                "vos_start": self.settings.vos_start,
+                "vos_weight": self.settings.vos_weight,
+                **changes,
+            }
             | {"task": "classify", "data": self.place.data, "finetune": "all"}
         )
         assert isinstance(config, TrainConfig)
@@ -233,8 +237,8 @@ class SmallImageRecipe:
     def _shared_beginning(self, training: str, seed: int) -> Path:
         """File for the model before VOS starts, which trainings that differ later have in common."""
         settings = self._settings(training).model_dump(include={"vos_start", *_FROM_THE_FIRST_STEP})
-        settings |= self.settings.model_dump(exclude={"device", "vos_start"}) | {"seed": seed}
-        settings["known"] = self.place.config.known
+        settings |= self.settings.model_dump(exclude={"device", "vos_start", "vos_weight"})
+        settings |= {"seed": seed, "known": self.place.config.known}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         return self.place.output / "models" / f".beginning-seed{seed}-{digest}.ckpt"
 
