@@ -119,6 +119,14 @@ def train(
     classwise: Annotated[
         bool | None, _method(help="Calibrate each predicted class by itself. (default: no)")
     ] = None,
+    keep_thumbnails: Annotated[
+        bool | None,
+        _run(
+            "--keep-thumbnails",
+            help="Keep small copies of training photos in the model folder, which `knownot serve` "
+            "shows to whoever uses it; classifiers only. (default: none are kept)",
+        ),
+    ] = None,
     freeze: Annotated[
         int | None, _detector(help="Halvings of resolution not trained. (default: 2)")
     ] = None,
@@ -164,6 +172,8 @@ def train(
     [bold]knownot train photos/ -o model/ --finetune all --image-size 160 --epochs 4[/]
 
     [bold]knownot train photos/ -o model/ --finetune all --devices 4[/]   on four GPUs
+
+    [bold]knownot train photos/ -o model/ --keep-thumbnails[/]   the service shows similar ones
 
     [bold]knownot train coco/ -o model/[/]   photos with boxes, COCO or VOC: a detector
 

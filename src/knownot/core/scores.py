@@ -80,6 +80,10 @@ class FeatureScores(nn.Module):
         bank_size: Number of rows M that the bank keeps.
         k: Neighbour of the `knn` score.
 
+    Attributes:
+        bank_rows: Which of the training rows the bank holds (M,), int64, ascending; known to the
+            process that fitted it.
+
     Reference: Mueller, Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization",
     ICML 2025; Sun et al., ICML 2022.
     """
@@ -91,6 +95,7 @@ class FeatureScores(nn.Module):
     def __init__(self, num_classes: int, feature_dim: int, bank_size: int, k: int = 10) -> None:
         super().__init__()
         self.k = k
+        self.bank_rows: Tensor | None = None
         self.register_buffer("means", torch.zeros(num_classes, feature_dim))
         self.register_buffer("whitening", torch.eye(feature_dim))
         self.register_buffer("bank", torch.zeros(bank_size, feature_dim))
@@ -120,7 +125,19 @@ class FeatureScores(nn.Module):
         inverse = torch.linalg.solve_triangular(gaussians.cholesky(), eye, upper=False)
         fitted.whitening.copy_(inverse.T)
         fitted.bank.copy_(unit[keep])
+        fitted.bank_rows = keep
         return fitted
+
+    def nearest(self, features: Tensor, count: int) -> Tensor:
+        """Rows of the bank nearest to features (N, D), the nearest first.
+
+        Returns:
+            Their indices (N, n), int64; n is `count`, or the size of a smaller bank.
+        """
+        unit = F.normalize(at_least_float32(features), dim=-1).to(self.bank.dtype)
+        # As many as `knn` looks for: a graph that holds both then searches once.
+        found = (unit @ self.bank.T).topk(min(max(count, self.k), len(self.bank)), dim=-1)
+        return found.indices[..., :count]
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Scores `{"mahalanobis": (N,), "knn": (N,)}` of features (N, D)."""

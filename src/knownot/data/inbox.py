@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from knownot.data.kept_files import remove_torn, write_whole
+from knownot.data.photo import small_jpeg
 from knownot.errors import ConfigError
 
 _SIDE, _QUALITY = 1600, 92
@@ -81,11 +81,7 @@ class Inbox:
         return kept
 
     def _keep(self, image: Image.Image, facts: Mapping[str, Any]) -> bool:
-        image.thumbnail((_SIDE, _SIDE))
-        image.info.clear()  # Pillow writes a comment that it read
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=_QUALITY)
-        data = buffer.getvalue()
+        data = small_jpeg(image, _SIDE, _QUALITY)
         content = hashlib.sha256(data).hexdigest()[:16]
         if any(self.folder.glob(f"*-{content}.jpg")):
             return False

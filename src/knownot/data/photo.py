@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import IO
@@ -106,6 +107,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def small_jpeg(image: Image.Image, side: int, quality: int) -> bytes:
+    """A JPEG file of an RGB photo and nothing else: no place, no camera, no comment.
+
+    Args:
+        image: The photo; scaled down in place.
+        side: How many pixels it may be wide and high.
+        quality: As Pillow counts it, up to 95.
+    """
+    image.thumbnail((side, side))
+    image.info.clear()  # Pillow writes a comment that it read
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def is_photo_name(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 `config.json` (architecture, classes, preprocessing, settings, versions), `model.safetensors`
 (weights, energy weights, phi, Gaussians, feature scores), `calibration.safetensors` (sorted ID
-scores), `README.md` (model card), `training/` (configuration, metrics, skipped photos).
+scores), `README.md` (model card), `training/` (configuration, metrics, skipped photos). With
+`--keep-thumbnails` training adds `thumbnails/`, small copies of training photos: like `training/` they
+are no part of the model that is loaded, so that no copy of it, on disk or on a hub, has them.
 """
 
 from __future__ import annotations

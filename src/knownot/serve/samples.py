@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 
-from knownot.data.photo import is_photo_name, open_photo
+from knownot.data.photo import is_photo_name, open_photo, small_jpeg
 from knownot.errors import ConfigError, DataError
 from knownot.serve.logs import log
 
@@ -34,7 +33,7 @@ def load_samples(folder: Path) -> list[bytes]:
             left_out += 1
             continue
         try:
-            samples.append(_encoded(path))
+            samples.append(small_jpeg(open_photo(path, at_least=_SIDE), _SIDE, _QUALITY))
         except DataError as error:
             log("sample left out", level=logging.WARNING, reason=str(error))
     if not samples:
@@ -42,12 +41,3 @@ def load_samples(folder: Path) -> list[bytes]:
     if left_out:
         log("samples left out", photos=left_out, most=MOST)
     return samples
-
-
-def _encoded(path: Path) -> bytes:
-    image = open_photo(path, at_least=_SIDE)
-    image.thumbnail((_SIDE, _SIDE))
-    image.info.clear()  # Pillow writes a comment that it read
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()

@@ -123,6 +123,9 @@ class TrainConfig(CommonConfig):
         None, description="unit length and variance before the bottleneck; by default for head only"
     )
     classwise: bool = Field(False, description="calibrate each predicted class by itself")
+    keep_thumbnails: bool = Field(
+        False, description="small copies of training photos in the model folder"
+    )
 
     @property
     def n_epochs(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
+from knownot.data.thumbnails import FOLDER, write_thumbnails
 from knownot.errors import DataError
 from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.backbones import create_backbone, feature_width
@@ -84,13 +85,13 @@ def train(
 
     if config.finetune == "head":
         cache = cache or default_cache()
-        learned, val = _features(model, splits, cache, reporter, skipped)
+        learned, val, paths = _features(model, splits, cache, reporter, skipped)
         _check_left(learned.labels, val.labels, model.classes, config.data)
         _fit(model, learned, config, run, reporter, ranks, peer)
     else:
         photos = AugmentedPhotos(splits.train, model.preprocessing)
         _fit(model, photos, config, run, reporter, ranks, peer)
-        learned, val = _features(model.to(device), splits, None, reporter, skipped)
+        learned, val, paths = _features(model.to(device), splits, None, reporter, skipped)
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
     kept = cache if config.finetune == "head" else None
@@ -105,6 +106,8 @@ def train(
     def add_training_files(folder: Path) -> None:
         write_training_files(folder / "training", config, metrics, skipped)
         run.copy_logs(folder / "training")
+        if config.keep_thumbnails:
+            _write_thumbnails(folder / FOLDER, model, paths, learned.labels, reporter)
 
     save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
     run.remove()
@@ -156,16 +159,33 @@ def _features(
     cache: Path | None,
     reporter: Reporter,
     skipped: dict[Path, str],
-) -> tuple[FeatureRows, FeatureRows]:
-    """Backbone features of training and validation photos; adds to `skipped`."""
+) -> tuple[FeatureRows, FeatureRows, list[Path]]:
+    """Features of training and validation photos, and paths of the former; adds to `skipped`."""
 
-    def rows(photos: PhotoSet, kind: str) -> FeatureRows:
+    def rows(photos: PhotoSet, kind: str) -> tuple[FeatureRows, list[Path]]:
         progress = reporter.stage(f"features of {kind} photos", len(photos))
         features = extract_features(model, photos.paths, cache, progress)
         skipped.update(features.skipped)
-        return FeatureRows(features.rows, _labels(photos)[features.indices])
+        labels = _labels(photos)[features.indices]
+        return FeatureRows(features.rows, labels), [photos.paths[i] for i in features.indices]
 
-    return rows(splits.train, "training"), rows(splits.val, "validation")
+    learned, paths = rows(splits.train, "training")
+    return learned, rows(splits.val, "validation")[0], paths
+
+
+def _write_thumbnails(
+    folder: Path,
+    model: UnknownAwareClassifier,
+    paths: list[Path],
+    labels: Tensor,
+    reporter: Reporter,
+) -> None:
+    """Thumbnails of the photos that the kNN score remembers, numbered as it numbers them."""
+    assert model.feature_scores is not None
+    assert model.feature_scores.bank_rows is not None
+    rows = model.feature_scores.bank_rows
+    advance = reporter.stage("thumbnails", len(rows))
+    write_thumbnails(folder, [paths[i] for i in rows], labels[rows].tolist(), advance)
 
 
 def _check_left(train: Tensor, val: Tensor, classes: list[str], data: Path) -> None:
