@@ -73,6 +73,7 @@ def export(
     from dataclasses import asdict
 
     from knownot.cli.photo_arguments import expand
+    from knownot.data.thumbnails import FOLDER
     from knownot.export.export import ENDINGS, check_output, export_model
     from knownot.export.recorded_photos import classifier_photos, validation_photos
     from knownot.models.model_folder import load
@@ -97,6 +98,7 @@ def export(
             photos=compared,
             trained_on=trained_on,
             validated_on=validated_on,
+            nearest=(model / FOLDER).is_dir(),
             overwrite=overwrite,
             advance=begin("photos compared", len(compared)) if compared else lambda done: None,
         )

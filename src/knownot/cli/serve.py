@@ -42,6 +42,13 @@ def serve(
         Path | None,
         typer.Option(help="Folder of photos that the page offers to try; the first 12 by name."),
     ] = None,
+    thumbnails: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder `thumbnails` that `knownot train --keep-thumbnails` wrote; who uses the "
+            "service sees its photos. (default: that of the model folder, if it has one)"
+        ),
+    ] = None,
     keep_unknown: Annotated[
         Path | None,
         typer.Option(help="Folder that unknown photos, or boxes of them, are kept in."),
@@ -93,6 +100,7 @@ def serve(
         batching=Batching(threads=threads, size=batch_size, drift_window=drift_window),
         root_path=root_path,
         samples=samples,
+        thumbnails=thumbnails,
         inbox=inbox,
     )
 

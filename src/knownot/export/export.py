@@ -49,6 +49,7 @@ def export_model(
     photos: Sequence[Path] = (),
     trained_on: Sequence[Path] = (),
     validated_on: Sequence[Path] = (),
+    nearest: bool = False,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda done: None,
 ) -> ClassifierMetadata | DetectorMetadata:
@@ -66,6 +67,8 @@ def export_model(
             some that the model was trained on; `photos` if not given.
         validated_on: Photo files that the model was calibrated on; the calibration stays what it is
             if not given.
+        nearest: Whether a classifier's file says, too, which of the training photos that the kNN score
+            remembers are the nearest; `knownot serve` shows thumbnails of them.
         overwrite: Replace a file that exists.
         advance: Called with the number of photos compared.
 
@@ -97,14 +100,16 @@ def export_model(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if precision == "float32":
-            metadata = _describe(model, _NEEDS[form])
-            write = _WRITERS[form](trace(_graph(model)), metadata)
+            metadata = _describe(model, _NEEDS[form], nearest)
+            write = _WRITERS[form](trace(_graph(model, nearest)), metadata)
             temporary.write_bytes(write(metadata))
             compared: Any = _compared(model, _READERS[form](temporary), photos, advance)
         else:
             assert isinstance(model, UnknownAwareClassifier)
             sets = photos or validated_on, trained_on or photos, validated_on
-            metadata, write, compared = _reduced(model, precision, temporary, *sets, advance)
+            metadata, write, compared = _reduced(
+                model, precision, temporary, *sets, nearest, advance
+            )
         metadata.parity.update(compared.to_dict())
         temporary.write_bytes(write(metadata))
         temporary.replace(output)
@@ -122,6 +127,7 @@ def _reduced(
     compared_on: Sequence[Path],
     ranged_on: Sequence[Path],
     validated_on: Sequence[Path],
+    nearest: bool,
     advance: Callable[[int], None],
 ) -> tuple[ClassifierMetadata, Callable[[ExportMetadata], bytes], Agreement]:
     """Write to `file`, calibrate anew, write again, and compare."""
@@ -140,8 +146,9 @@ def _reduced(
         convert = partial(in_int8, squares=[one.permute(1, 2, 0).numpy() for one in pixels])
 
     def written() -> tuple[Any, Any, Any]:
-        metadata = dataclasses.replace(_describe(reduced, _NEEDS["onnx"]), precision=precision)
-        write = onnx_writer(trace(_graph(reduced)), metadata, convert)
+        metadata = _describe(reduced, _NEEDS["onnx"], nearest)
+        metadata = dataclasses.replace(metadata, precision=precision)
+        write = onnx_writer(trace(_graph(reduced, nearest)), metadata, convert)
         file.write_bytes(write(metadata))
         return metadata, write, open_onnx(file)
 
@@ -163,11 +170,11 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise DataError(f"{output}: exists; choose another name with -o, or add --overwrite")
 
 
-def _graph(model: UnknownAwareModel) -> ClassifierGraph | DetectorGraph:
+def _graph(model: UnknownAwareModel, nearest: bool) -> ClassifierGraph | DetectorGraph:
     if isinstance(model, UnknownAwareDetector):
         return DetectorGraph(model)
     assert isinstance(model, UnknownAwareClassifier)
-    return ClassifierGraph(model)
+    return ClassifierGraph(model, nearest)
 
 
 def _compared(
@@ -180,7 +187,7 @@ def _compared(
 
 
 def _describe(
-    model: UnknownAwareModel, packages: Sequence[str]
+    model: UnknownAwareModel, packages: Sequence[str], nearest: bool
 ) -> ClassifierMetadata | DetectorMetadata:
     threshold = model.threshold()
     names = ["torch", "torchvision", "timm", "pillow", *packages]
@@ -210,6 +217,7 @@ def _describe(
         **shared,
         image_size=preprocessing.image_size,
         crop=preprocessing.crop,
+        bank_rows=len(model.feature_scores.bank) if nearest and model.feature_scores else 0,
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         calibration=summarise(model, len(model.classes)),

@@ -10,17 +10,21 @@ from knownot.core.calibration import CalibrationTable, flagged
 from knownot.export.resize import centre_square
 from knownot.models.classifier import UnknownAwareClassifier
 
+NEAREST = 3
+
 
 class ClassifierGraph(nn.Module):
     """Photos to answers; every formula is the model's own.
 
     Args:
         model: A calibrated classifier.
+        nearest: Whether it finds the nearest training photos as well.
     """
 
-    def __init__(self, model: UnknownAwareClassifier) -> None:
+    def __init__(self, model: UnknownAwareClassifier, nearest: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.nearest = nearest
         self.names = list(model.calibrations)
         self.table = CalibrationTable(list(model.calibrations.values()), len(model.classes))
 
@@ -38,7 +42,8 @@ class ClassifierGraph(nn.Module):
         Returns:
             `logits` (N, K), float32; `class_index` (N,), int64; `confidence` (N,), float32;
             `scores` (N, S), float32, in the order of `names`; `ood_score` (N,), float32;
-            `p_value` (N,), float64; `is_unknown` (N,), bool.
+            `p_value` (N,), float64; `is_unknown` (N,), bool; of the nearest training photos the
+            `nearest_rows` (N, 3), int64, if it finds them.
         """
         output = self.model(self._squares(photos, prepared))
         by_name = self.model.scores(output)
@@ -47,7 +52,11 @@ class ClassifierGraph(nn.Module):
         confidence, index = output.logits.softmax(1).max(1)
         p_value = self.table(ood_score, score, output.logits.argmax(1))
         unknown = flagged(p_value, alpha)
-        return output.logits, index, confidence, scores, ood_score, p_value, unknown
+        answers = output.logits, index, confidence, scores, ood_score, p_value, unknown
+        if not self.nearest:
+            return answers
+        assert self.model.feature_scores is not None
+        return *answers, self.model.feature_scores.nearest(output.backbone_features, NEAREST)
 
     def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Dim] | None, ...]]:
         """Inputs to trace it with, and which of their sizes are free."""

@@ -113,14 +113,18 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
 
     def answer_prepared(
         self, squares: Pixels, *, alpha: float | None = None, score: str | None = None
-    ) -> tuple[list[Prediction], NDArray[np.float32]]:
-        """Answers for squares (N, S, S, 3) of `prepare`, and the logits (N, K) of the classes.
+    ) -> tuple[list[Prediction], NDArray[np.float32], NDArray[np.int64] | None]:
+        """Answers for squares (N, S, S, 3) of `prepare`.
+
+        Returns:
+            The answers, the logits (N, K) of the classes, and the rows (N, n) of the nearest training
+            photos, the nearest first; None where `metadata.bank_rows` is 0.
 
         Raises:
             ConfigError: If there is no such score, or alpha is out of range.
         """
         found = self._found(squares, True, self._settings(alpha, score))
-        return self._in_words(found), found["logits"]
+        return self._in_words(found), found["logits"], found.get("nearest_rows")
 
     def _square(self, photo: Any) -> Pixels:
         if isinstance(photo, (str, Path)):
@@ -139,7 +143,8 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
         return self._outputs(feeds, run)
 
     def _in_words(self, found: dict[str, NDArray[Any]]) -> list[Prediction]:
-        columns = (found[name].tolist() for name in self.metadata.outputs[1:])
+        names = ("class_index", "confidence", "scores", "ood_score", "p_value", "is_unknown")
+        columns = (found[name].tolist() for name in names)
         return [
             Prediction(
                 label=UNKNOWN if unknown else self.classes[k],

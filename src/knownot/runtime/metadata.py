@@ -37,11 +37,10 @@ class ExportMetadata:
         calibration: How many rows calibrated it, and histograms of their scores.
         format_version: Version of this description.
         inputs: Names of the graph's inputs, in order; those after the first have defaults.
-        outputs: Names of the graph's outputs, in order.
     """
 
     inputs: ClassVar[tuple[str, ...]]
-    outputs: ClassVar[tuple[str, ...]]
+    _outputs: ClassVar[tuple[str, ...]]
     least_classes: ClassVar[int]
 
     classes: list[str]
@@ -59,6 +58,11 @@ class ExportMetadata:
     parity: dict[str, Any] = field(default_factory=dict)
     calibration: CalibrationSummary | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in order."""
+        return self._outputs
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -111,10 +115,11 @@ class ClassifierMetadata(ExportMetadata):
 
     Attributes:
         crop: Share of a photo's shorter side that the centre crop keeps.
+        bank_rows: Training photos among which the graph finds the nearest; 0 if it does not.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("photos", "prepared", "score", "alpha")
-    outputs: ClassVar[tuple[str, ...]] = (
+    _outputs: ClassVar[tuple[str, ...]] = (
         "logits",
         "class_index",
         "confidence",
@@ -126,12 +131,18 @@ class ClassifierMetadata(ExportMetadata):
     least_classes: ClassVar[int] = 2
 
     crop: float
+    bank_rows: int = 0
     task: str = "classify"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in order."""
+        return (*self._outputs, "nearest_rows") if self.bank_rows else self._outputs
 
     def _check(self) -> None:
         super()._check()
-        if not 0 < self.crop <= 1:
-            raise ValueError("crop")
+        if not (0 < self.crop <= 1 and isinstance(self.bank_rows, int)):
+            raise ValueError("crop, bank_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +155,7 @@ class DetectorMetadata(ExportMetadata):
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("photo", "score", "alpha", "box_threshold")
-    outputs: ClassVar[tuple[str, ...]] = (
+    _outputs: ClassVar[tuple[str, ...]] = (
         "boxes",
         "class_index",
         "confidence",

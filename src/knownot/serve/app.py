@@ -30,6 +30,7 @@ from knownot.serve.uploads import FIELD
 
 # What is here is served at `/static`, and `index.html` at `/`.
 STATIC = Path(__file__).parent / "static"
+_FOR_A_YEAR = "private, max-age=31536000, immutable"
 _REFUSALS = {
     408: "The upload took too long.",
     413: "Too many bytes, pixels or photos.",
@@ -164,6 +165,23 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: i
             samples=samples,
             limits=LimitsInfo(**limits, formats=[f.lower() for f in FORMATS]),
         )
+
+    @app.get(
+        "/thumbnails/{number}",
+        response_class=Response,
+        responses={
+            **told,
+            **_problems({404: "There is no such thumbnail.", 422: "No number."}),
+            200: {"content": {"image/jpeg": _BINARY}},
+        },
+        dependencies=protected,
+    )
+    def thumbnail(number: int) -> Response:
+        """A small copy of a training photo, as an answer's `nearest_photos` name it."""
+        jpeg = model.thumbnails and model.thumbnails.jpeg(number)
+        if jpeg is None:
+            raise RefusedError(404, "not_found", "there is no such thumbnail")
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": _FOR_A_YEAR})
 
     @app.get("/healthz")
     async def healthz() -> Health:

@@ -22,6 +22,7 @@ _EXAMPLE: dict[str, Any] = {
                 {"label": "dog", "probability": 0.998},
                 {"label": "cat", "probability": 0.002},
             ],
+            "nearest_photos": [{"label": "dog", "thumbnail": "thumbnails/17?of=5f2a90c1"}],
             "scores": {"combined": 1.93, "knn": 0.21, "vos": -4.4},
             "boxes": None,
             "error": None,
@@ -43,6 +44,13 @@ class NearestClass(BaseModel):
 
     label: str
     probability: float
+
+
+class NearestPhoto(BaseModel):
+    """A training photo that looks alike to the model."""
+
+    label: str = Field(description="Its class.")
+    thumbnail: str = Field(description="A small copy, relative to the address of `/predict`.")
 
 
 class Box(BaseModel):
@@ -70,6 +78,9 @@ class PhotoAnswer(BaseModel):
     )
     confidence: float | None = Field(None, description="Probability of the nearest class.")
     nearest: list[NearestClass] = Field([], description="Most likely classes, likeliest first.")
+    nearest_photos: list[NearestPhoto] = Field(
+        [], description="Up to 3, the nearest first, where thumbnails of training photos are kept."
+    )
     scores: dict[str, float | None] = Field({}, description="Every ood_score by name.")
     boxes: list[Box] | None = Field(None, description="Objects; only of detectors.")
     error: Problem | None = None

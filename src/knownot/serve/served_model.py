@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from knownot.data.thumbnails import Thumbnails
 from knownot.runtime import OnnxClassifier, OnnxDetector
 from knownot.runtime.exported import Pixels
 from knownot.runtime.metadata import ClassifierMetadata, DetectorMetadata
-from knownot.serve.schemas import Box, HistogramInfo, NearestClass, PhotoAnswer
+from knownot.serve.schemas import Box, HistogramInfo, NearestClass, NearestPhoto, PhotoAnswer
 
 _NEAREST = 5
 _TOLD = (
@@ -41,6 +43,7 @@ class ServedModel(Generic[_Model]):
 
     Args:
         model: The exported model.
+        thumbnails: Of the photos that it was trained on, if they are to be shown.
 
     Attributes:
         judged: What alpha is a share of, and metrics and the drift alarm count.
@@ -53,8 +56,9 @@ class ServedModel(Generic[_Model]):
     judged: ClassVar[str]
     together: ClassVar[bool]
 
-    def __init__(self, model: _Model) -> None:
+    def __init__(self, model: _Model, thumbnails: Thumbnails | None = None) -> None:
         self._model: _Model = model
+        self.thumbnails = thumbnails
         self.metadata: ClassifierMetadata | DetectorMetadata = model.metadata
         self.defaults = Settings(model.default_score, model.alpha)
         self.scores = model.metadata.scores
@@ -88,13 +92,16 @@ class ServedClassifier(ServedModel[OnnxClassifier]):
 
     judged = "photos"
     together = True
+    # Browsers keep thumbnails for a year; those of another model have the same numbers.
+    _start = secrets.token_hex(4)
 
     def answer(self, photos: list[Pixels], settings: Settings) -> list[PhotoAnswer]:
         """Answers for prepared photos, without names."""
         squares = np.stack(photos)
-        predictions, logits = self._model.answer_prepared(
+        predictions, logits, rows = self._model.answer_prepared(
             squares, alpha=settings.alpha, score=settings.score
         )
+        nearest_photos = self._nearest_photos(rows, len(photos))
         return [
             PhotoAnswer(
                 name="",
@@ -104,9 +111,28 @@ class ServedClassifier(ServedModel[OnnxClassifier]):
                 p_value=answer.p_value,
                 confidence=answer.confidence,
                 nearest=self._nearest(row),
+                nearest_photos=similar,
                 scores=dict(answer.scores),
             )
-            for answer, row in zip(predictions, logits, strict=True)
+            for answer, row, similar in zip(predictions, logits, nearest_photos, strict=True)
+        ]
+
+    def _nearest_photos(
+        self, rows: NDArray[np.int64] | None, photos: int
+    ) -> list[list[NearestPhoto]]:
+        if self.thumbnails is None or rows is None:
+            return [[]] * photos
+        labels = self.thumbnails.labels
+        return [
+            [
+                NearestPhoto(
+                    label=self.metadata.classes[label],
+                    thumbnail=f"thumbnails/{number}?of={self._start}",
+                )
+                for number in of_photo
+                if (label := labels[number]) is not None
+            ]
+            for of_photo in rows.tolist()
         ]
 
     def _nearest(self, logits: NDArray[np.float32]) -> list[NearestClass]:
@@ -135,8 +161,10 @@ class ServedDetector(ServedModel[OnnxDetector]):
         ]
 
 
-def served(model: OnnxClassifier | OnnxDetector) -> ServedClassifier | ServedDetector:
-    """The model behind the service."""
+def served(
+    model: OnnxClassifier | OnnxDetector, thumbnails: Thumbnails | None = None
+) -> ServedClassifier | ServedDetector:
+    """The model behind the service; `thumbnails` are a classifier's."""
     if isinstance(model, OnnxDetector):
         return ServedDetector(model)
-    return ServedClassifier(model)
+    return ServedClassifier(model, thumbnails)

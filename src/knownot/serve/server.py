@@ -18,7 +18,7 @@ from knownot.errors import ConfigError
 from knownot.serve.app import create_app
 from knownot.serve.limits import Limits
 from knownot.serve.logs import log, set_up
-from knownot.serve.model_file import load_model
+from knownot.serve.model_file import load_model, open_thumbnails
 from knownot.serve.protocol import ImpatientProtocol
 from knownot.serve.samples import load_samples
 from knownot.serve.served_model import served
@@ -37,6 +37,7 @@ def serve(
     batching: Batching | None = None,
     root_path: str = "",
     samples: Path | None = None,
+    thumbnails: Path | None = None,
     inbox: Inbox | None = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what was accepted by then is still answered.
@@ -51,6 +52,7 @@ def serve(
         batching: How photos are put together.
         root_path: Path under which a proxy shows the service.
         samples: Folder of photos that the page offers to try.
+        thumbnails: Folder of training thumbnails to show, if not that of the model folder.
         inbox: Where unknown photos are kept.
 
     Raises:
@@ -63,7 +65,9 @@ def serve(
     # uvicorn ends with the signal that ended it; an export that it comes upon is cleaned up as well.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with listen(host, port) as listener:
-        loaded = served(load_model(model))
+        exported = load_model(model)
+        kept = open_thumbnails(model, exported, thumbnails)
+        loaded = served(exported, kept)
         address = "http://{}:{}".format(
             f"[{host}]" if ":" in host else host, listener.getsockname()[1]
         )
@@ -75,7 +79,9 @@ def serve(
                 address=address,
             )
         app = create_app(loaded, limits, batching, api_key=key, samples=offered, inbox=inbox)
-        log("serving", address=address, model=str(model))
+        log(
+            "serving", address=address, model=str(model), thumbnails=len(kept.labels) if kept else 0
+        )
         # From here on it finishes what it accepted: the end that was asked for is no failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         make_server(app, limits, root_path).run(sockets=[listener])

@@ -5,6 +5,7 @@ import { hasCamera, photograph } from "./camera.js";
 import { drawHistogram } from "./histogram.js";
 import { Refusal, describe, namedIn, predict, sample, useKey } from "./service.js";
 import { asCsv, asJson, download, drawSession, forget, remember } from "./session.js";
+import { drawSimilar } from "./similar.js";
 import { language, percent, speak, texts } from "./texts.js";
 
 const MOST_CLASSES = 24;
@@ -113,6 +114,7 @@ function drawAnswer(answer) {
       return row;
     }),
   );
+  drawSimilar(answer);
 }
 
 /** [text, is_unknown] of an answer. */

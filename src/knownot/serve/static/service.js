@@ -47,6 +47,11 @@ export async function sample(index) {
   return (await ask(`samples/${index}`)).blob();
 }
 
+/** A thumbnail, by the address that an answer gives it. */
+export async function thumbnail(address) {
+  return (await ask(address)).blob();
+}
+
 /** The answer for one photo, a Blob; with the score and alpha that decided. */
 export async function predict(photo) {
   // A body that is refused half-way breaks the connection before the browser has read why.
