@@ -143,7 +143,10 @@ def detector_folder(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Any, Path]]:
-    """A small classifier and its ONNX file, by whether calibration is by class."""
+    """A small classifier and its ONNX file, by whether calibration is by class.
+
+    The second file says, too, which training photos are the nearest.
+    """
     from knownot.export.export import export_model
     from tests.helpers import tiny_model
 
@@ -151,7 +154,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Any, 
     for classwise in (False, True):
         path = tmp_path_factory.mktemp("exported") / "model.onnx"
         pairs[classwise] = (tiny_model(classwise), path)
-        export_model(*pairs[classwise])
+        export_model(*pairs[classwise], nearest=classwise)
     return pairs
 
 

@@ -58,6 +58,7 @@ def model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder written by the command itself, in a process of its own."""
     folder = tmp_path_factory.mktemp("models") / "model"
     command = [sys.executable, "-m", "knownot", "train", str(photos), "-o", str(folder), *SMALL]
+    command += ["--keep-thumbnails"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert "Plan" in done.stderr
@@ -378,6 +379,7 @@ def test_an_export_predicts_like_its_folder(
     assert result.code == 0, result.err
     facts = json.loads(result.out)
     assert (facts["file"], facts["classes"]) == (str(file), sorted(COLOURS))
+    assert facts["bank_rows"] == 60  # since thumbnails of them are kept
     assert facts["parity"]["photos"] > 10
     for form in ("jsonl", "csv", "table"):
         ask = (photos / "test", photos / "ood", "--format", form)
@@ -412,9 +414,13 @@ def test_an_export_predicts_like_its_folder(
 
 
 def test_a_folder_is_served_by_way_of_its_export(model: Path, photos: Path) -> None:
-    from knownot.serve.model_file import load_model
+    from knownot.serve.model_file import load_model, open_thumbnails
 
     served = load_model(model)
+    thumbnails = open_thumbnails(model, served)
+    assert thumbnails is not None
+    assert thumbnails.labels == [0] * 30 + [1] * 30
+    thumbnails.close()
     paths = sorted((photos / "test").rglob("*.png"))[::10]
     for one, other in zip(knownot.load(model).predict(paths), served.predict(paths), strict=True):
         assert one.nearest_class == other.nearest_class

@@ -60,7 +60,11 @@ def test_a_large_bank_is_a_random_part() -> None:
     fitted = FeatureScores.fit(features, torch.arange(100) % 2, 2, max_bank=40)
     assert fitted.bank.shape == (40, 4)
     unit = F.normalize(features, dim=1)
-    assert all((unit == row).all(1).any() for row in fitted.bank)
+    assert torch.equal(fitted.bank, unit[fitted.bank_rows])
+    assert len(fitted.bank_rows.unique()) == 40
+    order = torch.cdist(unit, fitted.bank).argsort(1)
+    assert torch.equal(fitted.nearest(3 * features, 3), order[:, :3])
+    assert torch.equal(fitted.nearest(features, 50), order)  # no more than there are
 
 
 def test_half_precision_features_are_scored() -> None:

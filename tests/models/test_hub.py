@@ -32,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(folder)
     (folder / "training").mkdir()
     (folder / "training" / "config.yaml").write_text("data: /home/me/photos\n")
+    (folder / "thumbnails").mkdir()
+    noisy(COLOURS["red"], 0).save(folder / "thumbnails" / "000000.jpg")
     return folder
 
 
@@ -72,6 +74,7 @@ class Visit:
 def visit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
     scratch = tmp_path_factory.mktemp("visit")
     traps = ["pytorch_model.bin", "modeling.py", "x.safetensors", "../config.json", "a/config.json"]
+    traps += ["thumbnails/000000.jpg", "thumbnails/labels.json"]
     held = {name: (folder / name).read_bytes() for name in FILES}
     repositories = {"user/traps": held | dict.fromkeys(traps, b"trap"), "user/nothing": {}}
     with hub_stand_in(repositories) as (address, hub):
@@ -89,7 +92,7 @@ def visit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
 def test_a_model_goes_to_the_hub_and_comes_back(visit: Visit, folder: Path) -> None:
     assert visit.lines[0].startswith(f"{visit.address}/user/model/commit/")
     sent = visit.repositories["user/model"]
-    assert sorted(sent) == sorted([".gitattributes", *FILES])  # nothing of training/
+    assert sorted(sent) == sorted([".gitattributes", *FILES])  # no settings, no thumbnails
     before = knownot.load(folder, backbone=tiny_backbone())
     after = knownot.load(visit.again, backbone=tiny_backbone(5))
     assert after.predict(PHOTOS) == before.predict(PHOTOS)
@@ -126,6 +129,7 @@ def test_from_pretrained_takes_a_folder_and_checks_the_kind(folder: Path) -> Non
 def test_saving_again_replaces_a_model_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     model = knownot.load(folder, backbone=tiny_backbone())
     model.save_pretrained(tmp_path / "m")
+    assert {path.name for path in (tmp_path / "m").iterdir()} == set(FILES)
     model.alpha = 0.2
     model.save_pretrained(tmp_path / "m")
     assert json.loads((tmp_path / "m" / "config.json").read_text())["alpha"] == 0.2

@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from knownot.data.inbox import Inbox
+from knownot.data.thumbnails import write_thumbnails
 from knownot.runtime import open_onnx
 from knownot.serve.app import create_app
 from knownot.serve.limits import Limits
+from knownot.serve.model_file import open_thumbnails
 from knownot.serve.served_model import served
 from knownot.serve.server import listen, make_server
 from knownot.serve.service import Batching, Service
@@ -66,10 +68,13 @@ def running(
     batching: Batching | None = None,
     api_key: str | None = None,
     samples: Sequence[bytes] = (),
+    thumbnails: Path | None = None,
     inbox: Inbox | None = None,
 ) -> Iterator[Running]:
     """uvicorn in a thread, on a free port, until the block ends."""
-    loaded = served(open_onnx(model, threads=1))
+    exported = open_onnx(model, threads=1)
+    kept = None if thumbnails is None else open_thumbnails(model, exported, thumbnails)
+    loaded = served(exported, kept)
     app = create_app(loaded, limits, batching, api_key=api_key, samples=samples, inbox=inbox)
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
@@ -83,6 +88,8 @@ def running(
             handle.http.close()
             server.should_exit = True
             thread.join()
+            if kept is not None:
+                kept.close()
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +110,19 @@ def server(exported: dict[bool, tuple[Any, Path]]) -> Iterator[Running]:
     """A server with small limits, for tests that leave it as it was."""
     with running(exported[False][1]) as handle:
         yield handle
+
+
+@pytest.fixture(scope="session")
+def thumbnails(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the photos that the small model was trained on, in the order of `tiny_model`."""
+    folder = tmp_path_factory.mktemp("trained_on")
+    paths = []
+    for k, colour in enumerate(COLOURS.values()):
+        for i in range(60):
+            paths.append(folder / f"{1000 * k + i}.png")
+            noisy(colour, 1000 * k + i).save(paths[-1])
+    write_thumbnails(folder / "thumbnails", paths, [i // 60 for i in range(120)])
+    return folder / "thumbnails"
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

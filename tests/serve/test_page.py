@@ -123,6 +123,7 @@ def test_dropped_photos_are_known_or_unknown(opened: Opened, site: Running) -> N
         for name in ("mark", "threshold")
     )
     assert mark > threshold
+    assert not page.locator("#similar").is_visible()  # no thumbnails are kept
     assert page.locator(".bars li").first.inner_text().split()[0] == answer["nearest"][0]["label"]
     assert page.locator("#status").inner_text().startswith("unknown.")
     page.locator(".card").nth(1).click()  # back to the first
@@ -252,10 +253,16 @@ def test_a_phone_in_the_dark(opened: Opened) -> None:
     assert small == []  # large enough for a thumb
 
 
-def test_a_service_with_a_key(opened: Opened, exported_file: Path, samples: Path) -> None:
+def test_a_service_with_a_key_and_thumbnails(
+    opened: Opened, exported: dict[bool, tuple[object, Path]], samples: Path, thumbnails: Path
+) -> None:
     limits = replace(LIMITS, header_seconds=10)
-    with running(exported_file, limits, api_key="secret", samples=load_samples(samples)) as server:
-        assert server.http.get("/samples/0").status_code == 401
+    offered = load_samples(samples)
+    with running(
+        exported[True][1], limits, api_key="secret", samples=offered, thumbnails=thumbnails
+    ) as server:
+        for path in ("/samples/0", "/thumbnails/0"):
+            assert server.http.get(path).status_code == 401
         page = opened(server.url)
         field = page.get_by_label("This service asks for a key")
         field.fill("wrong")
@@ -265,6 +272,14 @@ def test_a_service_with_a_key(opened: Opened, exported_file: Path, samples: Path
         page.keyboard.press("Enter")
         page.locator("#samples button").first.click()
         assert label(page) == "red"
+        expect(page.locator("#similar")).to_contain_text("Most similar training photos")
+        page.wait_for_function(
+            """[...document.querySelectorAll("#similar img")]
+                .filter((picture) => picture.naturalWidth === 32).length === 3"""
+        )
+        page.get_by_role("button", name="日本語").click()
+        expect(page.get_by_role("img", name="学習写真：red")).to_have_count(3)
+        expect(page.locator("#similar li")).to_have_text(["red"] * 3)
         page.goto("about:blank")  # no connection is left open
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
+from PIL import Image
 
 from knownot.core.calibration import ConformalCalibration
 from knownot.data.altered import alter
+from knownot.data.photo import open_photo
+from knownot.data.thumbnails import Thumbnails
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.models.model_folder import load
 from knownot.training.config import TrainConfig, make_config
@@ -57,6 +64,7 @@ def test_a_folder_of_photos_becomes_a_model_folder(photos: Path, tmp_path: Path,
     assert result.metrics["val_accuracy"] > 0.95
     assert result.metrics["n_train"] == 80
     assert result.metrics["vos_started"]
+    assert not (tmp_path / "m" / "thumbnails").exists()  # only for who asks for them
     assert os.listdir(tmp_path) == ["m"]  # neither run folder nor temporary is left
     files = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
     assert {
@@ -84,6 +92,33 @@ def test_a_folder_of_photos_becomes_a_model_folder(photos: Path, tmp_path: Path,
     assert [a.nearest_class for a in known] == list(COLOURS)
     unknown = model.predict([noisy(UNKNOWN_COLOUR, 9000 + i) for i in range(5)])
     assert all(answer.is_unknown for answer in unknown)
+
+
+def test_thumbnails_are_those_of_the_features_kept(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "p")
+    for name in ("green/0000.png", "red/0020.png"):  # what is skipped shifts the rows
+        (tmp_path / "p" / "train" / name).write_text("no photo")
+    for finetune in ("head", "all"):
+        output = tmp_path / finetune
+        run(tmp_path / "p", output, finetune=finetune, epochs=1, keep_thumbnails=True)
+        model = load(output, backbone=tiny_backbone())
+        thumbnails = Thumbnails(output / "thumbnails", 2)
+        bank = model.feature_scores.bank
+        assert len(thumbnails.labels) == len(bank) == 78
+        assert thumbnails.labels == [0] * 39 + [1] * 39
+        paths = sorted((tmp_path / "p" / "train").rglob("*.png"))
+        originals = {path: np.asarray(open_photo(path), float) for path in paths if is_photo(path)}
+        for number, row in enumerate(bank):
+            small = np.asarray(Image.open(io.BytesIO(thumbnails.jpeg(number))), float)
+            path = min(originals, key=lambda path: np.abs(originals[path] - small).mean())
+            with torch.no_grad():
+                features = model.backbone_features(model.preprocessing.read(path)[None])
+            assert torch.allclose(row, F.normalize(features)[0], atol=1e-5)
+        thumbnails.close()
+
+
+def is_photo(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
