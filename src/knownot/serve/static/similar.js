@@ -12,13 +12,13 @@ export function drawSimilar(answer) {
   shown = answer;
   section.hidden = list.children.length === 0;
   for (const picture of list.querySelectorAll("img")) {
-    picture.alt = texts().trainingPhoto(picture.dataset.label);
+    picture.alt = texts().trainingPhoto(picture.dataset.kind);
   }
 }
 
 function item({ label, thumbnail: address }) {
   const picture = document.createElement("img");
-  picture.dataset.label = label;
+  picture.dataset.kind = label;
   const caption = document.createElement("span");
   caption.textContent = label;
   caption.setAttribute("aria-hidden", "true"); // the picture's text says it
