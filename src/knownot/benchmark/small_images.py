@@ -224,11 +224,7 @@ class SmallImageRecipe:
                 f"on small images; expected some of {', '.join(sorted(allowed))}"
             )
         config = make_config(
-            {
-                "vos_start": self.settings.vos_start,
-                "vos_weight": self.settings.vos_weight,
-                **changes,
-            }
+            {"vos_start": self.settings.vos_start, **changes}
             | {"task": "classify", "data": self.place.data, "finetune": "all"}
         )
         assert isinstance(config, TrainConfig)
@@ -237,7 +233,7 @@ class SmallImageRecipe:
     def _shared_beginning(self, training: str, seed: int) -> Path:
         """File for the model before VOS starts, which trainings that differ later have in common."""
         settings = self._settings(training).model_dump(include={"vos_start", *_FROM_THE_FIRST_STEP})
-        settings |= self.settings.model_dump(exclude={"device", "vos_start", "vos_weight"})
+        settings |= self.settings.model_dump(exclude={"device", "vos_start"})
         settings |= {"seed": seed, "known": self.place.config.known}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         return self.place.output / "models" / f".beginning-seed{seed}-{digest}.ckpt"
