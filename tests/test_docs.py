@@ -139,7 +139,7 @@ def test_the_pages_about_photos_run(
 
     network = torch.nn.Module()
     network.features, network.fc = torch.nn.Linear(48, 128), torch.nn.Linear(128, 10)
-    loop = {"torch": torch, "F": torch.nn.functional, "model": network}
+    loop = {"torch": torch, "F": torch.nn.functional, "network": network}
     loop |= {"images": torch.randn(20, 48), "labels": torch.arange(20) % 10}
     done: set[tuple[str, ...]] = set()
     for page in ABOUT_PHOTOS:
