@@ -35,7 +35,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from knownot.benchmark.config import SmallImageTraining
 from knownot.benchmark.image_sets import known_images
 from knownot.benchmark.peer_loss import PytorchOodVos
-from knownot.benchmark.small_images import SmallImageRun, wide_resnet
+from knownot.benchmark.small_image_run import SmallImageRun, wide_resnet
 from knownot.cli.allocator import keep_freed_memory
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import choose_device

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from knownot.benchmark.config import BenchmarkConfig, SmallImageTraining, load_config
-from knownot.benchmark.small_images import (
-    SmallImageRecipe,
+from knownot.benchmark.small_image_run import (
     SmallImageRun,
     _has_bfloat16,
     crop_and_mirror,
     steps_per_epoch,
     wide_resnet,
 )
+from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.workplace import Workplace
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.errors import ConfigError, TrainingError

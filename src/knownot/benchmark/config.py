@@ -46,7 +46,6 @@ class SmallImageTraining(_Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     vos_start: float = Field(0.4, ge=0, le=1, description="share of the steps before VOS")
-    vos_weight: float = Field(0.1, ge=0, description="β of the trainings that do not name one")
     val_images: int = Field(5000, ge=1, description="training images set aside for calibration")
     train_images: int | None = Field(None, ge=1, description="of the rest; all by default")
     precision: Literal["32-true", "bf16-mixed"] = Field(

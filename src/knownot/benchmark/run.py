@@ -67,6 +67,7 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
 
 
 def make_recipe(place: Workplace) -> Recipe:
+    """Models and images of the benchmark that `place` describes."""
     photos = isinstance(place.config.training, PhotoTraining)
     return PhotoRecipe(place) if photos else SmallImageRecipe(place)
 

@@ -1,29 +1,28 @@
-"""Wide ResNets on small images in memory: the paper's recipe for CIFAR-10, and smaller ones."""
+"""Models of Wide ResNets on small images in memory: the paper's recipe for CIFAR-10, and smaller ones."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import SmallImageTraining
 from knownot.benchmark.image_sets import Images, known_images, ood_images
 from knownot.benchmark.recipe import Part
+from knownot.benchmark.small_image_run import SmallImageRun, steps_per_epoch, wide_resnet
 from knownot.benchmark.workplace import Workplace
 from knownot.data.altered import ALTERATIONS, alter
-from knownot.data.kept_files import read_tensors, write_tensors, write_whole
+from knownot.data.kept_files import read_tensors, write_tensors
 from knownot.data.photo import open_photo
 from knownot.data.reading import read_batches
-from knownot.errors import ConfigError, DataError, MissingExtraError, TrainingError
-from knownot.models.classifier import ClassifierOutput, UnknownAwareClassifier
+from knownot.errors import ConfigError, DataError
+from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import choose_device, load, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import TrainConfig, make_config
@@ -31,10 +30,8 @@ from knownot.training.config import TrainConfig, make_config
 # Channel statistics of CIFAR-10's training images, as the paper's code has them.
 _MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
-_PADDING = 4
 _ALTERED = 1000  # of the validation images
 _BATCH = 250  # images sent through a network together where nothing is learnt
-_FINAL_LR = 1e-6
 
 # Settings of `knownot train` that a training may change here: those of the network's end, which
 # count from the first step on, and those that count once VOS has started.
@@ -224,11 +221,7 @@ class SmallImageRecipe:
                 f"on small images; expected some of {', '.join(sorted(allowed))}"
             )
         config = make_config(
-            {
-                "vos_start": self.settings.vos_start,
-                "vos_weight": self.settings.vos_weight,
-                **changes,
-            }
+            {"vos_start": self.settings.vos_start, **changes}
             | {"task": "classify", "data": self.place.data, "finetune": "all"}
         )
         assert isinstance(config, TrainConfig)
@@ -237,7 +230,7 @@ class SmallImageRecipe:
     def _shared_beginning(self, training: str, seed: int) -> Path:
         """File for the model before VOS starts, which trainings that differ later have in common."""
         settings = self._settings(training).model_dump(include={"vos_start", *_FROM_THE_FIRST_STEP})
-        settings |= self.settings.model_dump(exclude={"device", "vos_start", "vos_weight"})
+        settings |= self.settings.model_dump(exclude={"device", "vos_start"})
         settings |= {"seed": seed, "known": self.place.config.known}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         return self.place.output / "models" / f".beginning-seed{seed}-{digest}.ckpt"
@@ -256,170 +249,3 @@ class SmallImageRecipe:
             standardise=config.standardised,
             vos=config.vos_settings(len(self._classes), bottleneck or width),
         ).to(memory_format=torch.channels_last)
-
-
-def wide_resnet(depth: int, width: int, dropout: float) -> nn.Module:
-    """A Wide ResNet that maps images (N, 3, 32, 32) to features (N, 64 * width).
-
-    Raises:
-        MissingExtraError: If pytorch-ood, whose network it is, is not installed.
-    """
-    try:
-        from pytorch_ood.model import WideResNet
-    except ImportError:
-        raise MissingExtraError("pytorch-ood", "baselines", "its Wide ResNet") from None
-    network: nn.Module = WideResNet(1, depth=depth, widen_factor=width, drop_rate=dropout)
-    network.fc = nn.Identity()
-    return network
-
-
-def steps_per_epoch(images: int, settings: SmallImageTraining) -> int:
-    """Steps of an epoch; a last batch of one image is left out (it has no variance)."""
-    whole, rest = divmod(images, settings.batch_size)
-    return whole + (rest > 1)
-
-
-class SmallImageRun:
-    """One training, resumable after every epoch; images and model on one device.
-
-    Args:
-        model: What is trained; its device is used.
-        uncertainty: Called as `model.vos` is.
-        settings: Settings.
-        pixels: Training images (N, 3, S, S), uint8.
-        labels: Their classes (N,), int64.
-        seed: All randomness of an epoch follows from it and the epoch.
-        beginning: File for the state before VOS starts: read where there is one, else written.
-            Runs that differ only in what counts after the start may share it.
-    """
-
-    def __init__(
-        self,
-        model: UnknownAwareClassifier,
-        uncertainty: nn.Module,
-        settings: SmallImageTraining,
-        pixels: Tensor,
-        labels: Tensor,
-        seed: int,
-        beginning: Path | None = None,
-    ) -> None:
-        self.model, self.uncertainty, self.settings, self.seed = model, uncertainty, settings, seed
-        self.beginning = beginning
-        self.pixels, self.labels = pixels.to(model.device), labels.to(model.device)
-        self.steps = steps_per_epoch(len(labels), settings)
-        decayed = [
-            p for part in (model.backbone, model.neck, model.head) for p in part.parameters()
-        ]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": list(uncertainty.parameters()), "weight_decay": 0.0},
-            ],
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.momentum > 0,
-        )
-
-    def train(self, checkpoint: Path, progress: object = None) -> None:
-        """Train to the end, from `checkpoint` if there is one; it is written after every epoch.
-
-        Raises:
-            TrainingError: If the loss is not finite.
-        """
-        advance = progress if callable(progress) else lambda done: None
-        first = self._resume(checkpoint) or self._begin()
-        advance(first)
-        for epoch in range(first, self.settings.epochs):
-            self.train_epoch(epoch)
-            self._keep(checkpoint, epoch + 1)
-            if self.beginning and epoch + 1 == self.model.vos.start_step // self.steps:
-                self._keep(self.beginning, epoch + 1)
-            advance(1)
-
-    def train_epoch(self, epoch: int, steps: int | None = None) -> None:
-        """One epoch, or its first `steps` steps."""
-        torch.manual_seed(self.seed * 1_000_003 + epoch)
-        self.model.train()
-        order = torch.randperm(len(self.labels)).to(self.labels.device)
-        size = self.settings.batch_size
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        for step, batch in enumerate(batches[: steps or self.steps]):
-            self._set_lr(epoch * self.steps + step)
-            labels = self.labels[batch]
-            output = self._forward(crop_and_mirror(self.pixels[batch]))
-            loss = F.cross_entropy(output.logits, labels)
-            loss = loss + self.uncertainty(output.features, output.logits, labels)
-            if not torch.isfinite(loss):
-                raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; lower lr")
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-
-    def _forward(self, images: Tensor) -> ClassifierOutput:
-        # The head and the losses always in float32: covariances need it.
-        half = self.settings.precision == "bf16-mixed" and _has_bfloat16(images.device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            features = self.model.backbone_features(images)
-        return self.model.classify(features.float())
-
-    def _set_lr(self, step: int) -> None:
-        done = step / (self.steps * self.settings.epochs)
-        lr = _FINAL_LR + (self.settings.lr - _FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-    def _keep(self, checkpoint: Path, epochs: int) -> None:
-        state = {
-            "epochs": epochs,
-            "model": self.model.state_dict(),
-            "uncertainty": self.uncertainty.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        write_whole(checkpoint, lambda file: torch.save(state, file))
-
-    def _resume(self, checkpoint: Path) -> int:
-        if not checkpoint.is_file():
-            return 0
-        state = torch.load(checkpoint, map_location=self.model.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.uncertainty.load_state_dict(state["uncertainty"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["epochs"])
-
-    def _begin(self) -> int:
-        """Go on from a beginning that another run left; φ, unused until then, is this run's own."""
-        if self.beginning is None or not self.beginning.is_file():
-            return 0
-        state = torch.load(self.beginning, map_location=self.model.device, weights_only=True)
-        own = {name: value for name, value in self.model.state_dict().items() if ".phi." in name}
-        others = {name: value for name, value in state["model"].items() if ".phi." not in name}
-        self.model.load_state_dict(others | own)
-        # Momentum of the network alone: energy weights and φ have had no gradient yet.
-        optimizer = {**self.optimizer.state_dict(), "state": state["optimizer"]["state"]}
-        self.optimizer.load_state_dict(optimizer)
-        return int(state["epochs"])
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by the processor; on others a step takes some 20 times as long."""
-    if device.type != "cpu":
-        return True
-    return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-def crop_and_mirror(images: Tensor) -> Tensor:
-    """Each image (N, 3, S, S) moved by up to 4 pixels, black at the edge, and mirrored or not."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, (_PADDING,) * 4)
-    device = images.device
-    top, left = (torch.randint(2 * _PADDING + 1, (n, 1)).to(device) for _ in range(2))
-    rows = top + torch.arange(height, device=device)
-    columns = left + torch.arange(width, device=device)
-    mirrored = (torch.rand(n, 1) < 0.5).to(device)
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    image = torch.arange(n, device=device)[:, None, None]
-    # Advanced indices around a slice put the channels last.
-    moved = padded[image, :, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
