@@ -103,7 +103,7 @@ class Shell:
             self.service = None
 
 
-def run_page(name: str, done: set[tuple[str, ...]] | None = None, **variables: Any) -> dict:
+def run_page(name: str, /, done: set[tuple[str, ...]] | None = None, **variables: Any) -> dict:
     """Run a page's Python and commands in the working folder; what its variables are then.
 
     Commands that are in `done` are not run again; those that were run are added.

@@ -154,6 +154,7 @@ def test_the_page_about_detectors_runs(
         shutil.copy(scenes / "images" / f"test_000{i}.jpg", "photos")
         shutil.copy(scenes / "images" / f"ood_000{i}.jpg", "people")
     Path("coco").symlink_to(scenes)
+    Path("images").symlink_to(scenes / "images")
     Path("coco.json").symlink_to(scenes / "annotations" / "test.json")
     Path("ood.json").symlink_to(scenes / "annotations" / "ood.json")
     shutil.copy("photos/test_0000.jpg", "street.jpg")
