@@ -17,7 +17,7 @@ import typer
 from knownot.cli.main import app
 from knownot.models.model_folder import save
 from tests.conftest import link_photos
-from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_detector, write_video
+from tests.helpers import COLOURS, noisy, tiny_detector, write_video
 from tests.pages import DOCS, LEFT_OUT, ROOT, blocks, commands, left_out, run_page
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -30,11 +30,11 @@ ABOUT_PHOTOS = (
     "ja/quickstart.md",
     "README.md",
 )
-ABOUT_EXPORTS = ("export.md", "serving.md")
 RUN_BY = {
     "tests/cli/test_detector_commands.py": ("detection.md",),
     "tests/scale/test_score.py": ("scaling.md",),
-    "tests/test_docs.py": ("training_loop.md", *ABOUT_PHOTOS, *ABOUT_EXPORTS),
+    "tests/serve/test_command.py": ("export.md", "serving.md"),
+    "tests/test_docs.py": ("training_loop.md", *ABOUT_PHOTOS),
 }
 
 
@@ -148,21 +148,3 @@ def test_the_pages_about_photos_run(
             assert len(variables["known"]) == 40
     assert {path.name for path in Path("seen").iterdir()} >= {"a.jpg", "b.jpg"}
     assert Path("report/report.html").exists()
-
-
-def test_the_pages_about_exports_run(
-    exported_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A service, requests by curl and httpx; unknown photos in groups, one of which is named."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(exported_file, "model.onnx")
-    colour_folder(Path("new"), 3)
-    for name, colour in (("a.jpg", COLOURS["red"]), ("b.jpg", UNKNOWN_COLOUR)):
-        noisy(colour, 1).save(name)
-    Path("unknown").mkdir()
-    for kind, colour in enumerate([UNKNOWN_COLOUR, (240, 240, 240), (5, 5, 5), (230, 200, 20)]):
-        for seed in range(4):
-            noisy(colour, seed).save(f"unknown/{kind}{seed}.jpg")
-    for page in ABOUT_EXPORTS:
-        run_page(page)
-    assert len(list(Path("new_set/bear").iterdir())) >= 3
