@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.preprocessing import Preprocessing
@@ -56,16 +57,25 @@ def pixels(count: int, colour: tuple[int, int, int], start: int) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def tiny_model(classwise: bool = False, seed: int = 0, **vos) -> UnknownAwareClassifier:
-    """A red/green classifier around a module of one's own, trained for some steps, calibrated."""
-    backbone = tiny_backbone(seed)
+def tiny_model(
+    classwise: bool = False, seed: int = 0, architecture: str = "custom", **vos
+) -> UnknownAwareClassifier:
+    """A red/green classifier around a module of one's own, trained for some steps, calibrated.
+
+    With the name of an architecture around that, with random weights: its folder loads by itself.
+    """
+    backbone, width = tiny_backbone(seed), 8
+    if architecture != "custom":
+        backbone, _ = create_backbone(architecture, weights="none")
+        width = feature_width(backbone, SIZE)
     model = UnknownAwareClassifier(
         backbone,
-        8,
+        width,
         list(COLOURS),
         Preprocessing(image_size=SIZE, crop=1.0),
         bottleneck=4,
         vos=VosSettings(queue_size=50, **vos),
+        architecture=architecture,
     )
     images = torch.cat([pixels(60, c, 1000 * k) for k, c in enumerate(COLOURS.values())])
     labels = torch.arange(2).repeat_interleave(60)

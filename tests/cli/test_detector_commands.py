@@ -12,6 +12,8 @@ from PIL import Image
 
 from knownot.demo.scenes import KNOWN_SHAPES
 from tests.cli.conftest import Run
+from tests.helpers import write_video
+from tests.pages import run_page
 
 
 def test_train_takes_boxes_for_a_detector(
@@ -136,3 +138,31 @@ def test_a_classifier_is_no_detector_to_start_from(
     assert code == 1
     assert "error" in err
     shutil.rmtree(model)
+
+
+def test_the_page_about_detectors_runs(
+    detector_folder: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.models import tiny_detr
+
+    monkeypatch.chdir(tmp_path)
+    tiny_detr.tiny_detr().save_pretrained("detr")
+    Path("detector").symlink_to(detector_folder)
+    Path("photos").mkdir()
+    Path("people").mkdir()
+    for i in range(4):
+        shutil.copy(scenes / "images" / f"test_000{i}.jpg", "photos")
+        shutil.copy(scenes / "images" / f"ood_000{i}.jpg", "people")
+    Path("coco").symlink_to(scenes)
+    Path("images").symlink_to(scenes / "images")
+    Path("coco.json").symlink_to(scenes / "annotations" / "test.json")
+    Path("ood.json").symlink_to(scenes / "annotations" / "ood.json")
+    shutil.copy("photos/test_0000.jpg", "street.jpg")
+    with Image.open("street.jpg") as street:
+        write_video(Path("street.mp4"), [street.convert("RGB")] * 6)
+    images, targets = tiny_detr.scenes(2)
+    given = {"name": "detr", "K": 2, "classes": tiny_detr.CLASSES}
+    variables = run_page("detection.md", **given, images=images, targets=targets)
+    assert variables["loss"] > 0
+    assert {path.name for path in Path("seen").iterdir()} == {"street.jpg", "street.mp4"}
+    assert json.loads(Path("results.json").read_text())

@@ -16,6 +16,7 @@ from knownot.core.scores import max_softmax
 from knownot.errors import ConfigError, DataError, ModelFileError
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.model_folder import load, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import VosSettings
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, pixels, tiny_backbone, tiny_model
@@ -155,6 +156,29 @@ def test_classwise_calibration_uses_the_predicted_class() -> None:
     group = torch.tensor([k])
     expected = calibration.p_value(torch.tensor([answer.ood_score]), group).item()
     assert answer.p_value == pytest.approx(expected)
+
+
+def test_the_parts_that_altered_rows_choose_last(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        held = [pixels(60, c, 5000 + 1000 * k) for k, c in enumerate(COLOURS.values())]
+        rows = model.backbone_features(torch.cat(held))
+        near = rows.repeat(20, 1)
+        near = near + 0.005 * torch.randn(near.shape, generator=torch.Generator().manual_seed(0))
+        known, of_near = (model.scores(model.classify(one)) for one in (rows, near))
+    seen = of_near["mahalanobis"] > known["mahalanobis"].quantile(0.95)
+    altered = near[seen & (of_near["vos"] < known["vos"].median())]
+    model.calibrate(rows, altered=altered.chunk(3))
+    assert model.combined.parts == ["mahalanobis"]
+    model.calibrate(rows)
+    assert model.combined.parts == ["mahalanobis"]
+    save(model, tmp_path / "m")
+    again = load(tmp_path / "m", backbone=tiny_backbone())
+    again.calibrate(rows)
+    assert again.combined.parts == ["mahalanobis"]
+    # A choice anew is among all parts.
+    again.calibrate(rows, altered=[rows.roll(shift, 1) for shift in (1, 2, 3)])
+    assert again.combined.parts == ["vos", "mahalanobis", "knn"]
 
 
 def test_calibrated_promise_holds_on_fresh_photos(model: UnknownAwareClassifier) -> None:

@@ -19,6 +19,7 @@ from knownot.runtime import OnnxClassifier
 from knownot.scale.score import require_ray, score_photos
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
+from tests.pages import run_page
 
 COLUMNS = ["path", "label", "ood_score", "p_value", "is_unknown", "error"]
 pytestmark = pytest.mark.usefixtures("ray_running")
@@ -104,6 +105,9 @@ def test_rows_are_the_answers_of_the_model(
     assert [row["path"] for row in rows if row["error"]] == names[-2:]
     assert {row["label"] for row in rows} == {"red", "green", "unknown", None}
     assert {path.name for path in Path().iterdir()} == {"photos", "s.parquet"}
+    Path("s.parquet").rename("scores.parquet")
+    unknown = run_page("scaling.md")["unknown"]
+    assert unknown == [row["path"] for row in rows if row["is_unknown"]]
 
 
 def test_a_killed_worker_costs_no_row_and_doubles_none(

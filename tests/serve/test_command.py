@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +26,8 @@ from knownot.serve.limits import Limits
 from knownot.serve.model_file import load_model
 from knownot.serve.server import api_key, is_loopback, listen
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
-from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy
+from tests.pages import run_page
 from tests.serve.conftest import RED, encoded
 
 
@@ -235,3 +237,21 @@ def test_limits_above_zero() -> None:
 
 def test_usable_cores_are_at_most_those_of_the_machine() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_the_pages_about_exports_run(
+    exported_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service, requests by curl and httpx; unknown photos in groups, one of which is named."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported_file, "model.onnx")
+    colour_folder(Path("new"), 3)
+    for name, colour in (("a.jpg", COLOURS["red"]), ("b.jpg", UNKNOWN_COLOUR)):
+        noisy(colour, 1).save(name)
+    Path("unknown").mkdir()
+    for kind, colour in enumerate([UNKNOWN_COLOUR, (240, 240, 240), (5, 5, 5), (230, 200, 20)]):
+        for seed in range(4):
+            noisy(colour, seed).save(f"unknown/{kind}{seed}.jpg")
+    for page in ("export.md", "serving.md"):
+        run_page(page)
+    assert len(list(Path("new_set/bear").iterdir())) >= 3

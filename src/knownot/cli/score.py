@@ -63,17 +63,23 @@ def score(
 
     require_ray()
     listed = [photo for source in photos for photo in list_photos(source)]
-    with photo_progress(json_output) as begin:
-        summary = score_photos(
-            model,
-            listed,
-            output,
-            workers=workers,
-            score=decisive,
-            alpha=alpha,
-            address=address,
-            progress=begin("photos", len(listed)),
+    try:
+        with photo_progress(json_output) as begin:
+            summary = score_photos(
+                model,
+                listed,
+                output,
+                workers=workers,
+                score=decisive,
+                alpha=alpha,
+                address=address,
+                progress=begin("photos", len(listed)),
+            )
+    except KeyboardInterrupt:
+        stderr().print(
+            "\n[yellow]interrupted.[/] The same command goes on from the finished parts."
         )
+        raise typer.Exit(130) from None
     _print(summary, json_output)
     if summary.errors == summary.photos:
         raise typer.Exit(1)

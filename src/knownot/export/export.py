@@ -85,15 +85,12 @@ def export_model(
         ModelFileError: If the model is not calibrated.
     """
     output = Path(output)
-    check_output(output, overwrite)
+    check_output(output, overwrite, form)
     if form == "torch" and isinstance(model, UnknownAwareDetector):
         raise ConfigError("format: a detector can be exported as onnx only, leave --format out")
     if precision != "float32" and (form != "onnx" or not isinstance(model, UnknownAwareClassifier)):
         what = "a torch.export program" if form == "torch" else "a detector"
         raise ConfigError(f"precision: {what} is exported in float32 only, leave --precision out")
-    for package in _NEEDS[form]:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "export", "the export")
     model.calibration(model.default_score)
     model = copy.deepcopy(model).cpu().eval()
     temporary = output.with_name(f".{output.name}.part")
@@ -162,8 +159,16 @@ def _reduced(
     return metadata, write, agreement
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise `DataError` unless a model may be written to `output`."""
+def check_output(output: Path, overwrite: bool, form: FormatName) -> None:
+    """Before anything is loaded: can a model be written to `output`?
+
+    Raises:
+        DataError: If it exists.
+        MissingExtraError: If a package for the export is missing.
+    """
+    for package in _NEEDS[form]:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "export", "the export")
     if output.is_dir():
         raise DataError(f"{output}: is a folder; give the name of a file, such as model.onnx")
     if output.exists() and not overwrite:

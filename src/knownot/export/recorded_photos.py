@@ -30,7 +30,7 @@ def validation_photos(model: Path) -> list[Path]:
     except _UNREADABLE:
         return []
     paths = [path for path, of in zip(photos.paths, photos.objects, strict=True) if len(of.boxes)]
-    return _spread(paths, _MOST)
+    return spread(paths, _MOST)
 
 
 def classifier_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], list[Path]]:
@@ -50,13 +50,14 @@ def classifier_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], 
         return [], []
     if splits.train.classes != list(classes):
         return [], []
-    return _spread(splits.train.paths, _MOST_IN_TRAINING), splits.val.paths
+    return spread(splits.train.paths, _MOST_IN_TRAINING), splits.val.paths
+
+
+def spread(paths: list[Path], most: int) -> list[Path]:
+    """At most so many of the files, at even distances."""
+    return paths[:: -(-len(paths) // most) or 1]
 
 
 def _record(model: Path) -> tuple[Any, ...]:
     record = yaml.safe_load((model / "training" / "config.yaml").read_text(encoding="utf-8"))
     return tuple(record[name] for name in ("data", "val_fraction", "seed"))
-
-
-def _spread(paths: list[Path], most: int) -> list[Path]:
-    return paths[:: -(-len(paths) // most) or 1]
