@@ -12,7 +12,7 @@ from knownot.cli.console import photo_progress, print_json, stdout
 from knownot.cli.options import NoSeed
 
 # Of the photos of validation: the standard error of a share of 95 % is a point and a half.
-_MOST_COMPARED = 200
+_MOST_COMPARED = 500
 
 
 class Format(StrEnum):
@@ -51,7 +51,7 @@ def export(
             "--photos",
             help="Files, folders or globs to compare on, beside generated photos; with --precision "
             "float16 or int8, of known classes. (default: of a detector 16 of its validation "
-            "photos, in reduced precision up to 200)",
+            "photos, in reduced precision up to 500)",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
