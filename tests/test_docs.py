@@ -85,7 +85,7 @@ def test_every_block_is_run_or_left_out_for_a_reason() -> None:
     used = set()
     for page in PAGES:
         assert set(re.findall(r"^```(.+)$", page.read_text(), re.MULTILINE)) <= {
-            "bash", "python", "text", "yaml"
+            "bash", "json", "python", "text", "yaml"
         }  # fmt: skip
         lines = [c for block in blocks(page, "bash") for c in commands(block)]
         used |= {entry for line in lines for entry in left_out(page, line)}

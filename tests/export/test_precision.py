@@ -82,7 +82,7 @@ def test_the_command_finds_the_photos_of_the_record(
     model.classes.sort()  # as a training does; which of them is which plays no part
     model.alpha = 0.01  # few are near the threshold, on whatever processor
     save(model, tmp_path / "model")
-    train, val = files(tmp_path / "data" / "train", 10), files(tmp_path / "data" / "val", 120, 500)
+    train, val = files(tmp_path / "data" / "train", 10), files(tmp_path / "data" / "val", 60, 500)
     record(tmp_path / "model", tmp_path / "data")
     command = (
         "export",
@@ -97,7 +97,7 @@ def test_the_command_finds_the_photos_of_the_record(
     done = knownot_command(*command)
     assert done.code == 0, done.err
     assert f"calibrated anew on {len(val)} validation photos" in done.out
-    assert "of 120 photos of known classes" in done.out  # every second one
+    assert "of 120 photos of known classes" in done.out
     matrices, around = kinds_of(tmp_path / "small.onnx")
     # Its batch norms are folded where they could be; those that could not stay as they were.
     assert onnx.TensorProto.FLOAT16 in matrices
