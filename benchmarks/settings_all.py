@@ -7,10 +7,7 @@ committed before the runs they judge:
 
 - **Settings of the network** (all but the start of VOS): the default stays unless validation
   accuracy is higher in the mean by more than two standard errors of the seeds' differences.
-- **Start of VOS**: admissible is a start, 0.4 too, whose mean validation accuracy is within one
-  standard error of the best start's. Of these the lowest FPR95 of energy wins, validation photos
-  against the same photos altered (below) in place of OOD photos; but 0.4, the paper's, stays unless
-  the gain is more than one standard error of the differences.
+- **Start of VOS**, 0.4, the paper's, among them: the rule of `altered_rule.py`.
 
 The start was judged before by fresh virtual outliers instead of altered photos. Energy does not
 separate those at all, with VOS or without, so they could not tell starts apart; they are still
@@ -35,6 +32,7 @@ import torch
 from scipy.stats import sem
 
 import knownot
+from altered_rule import choose
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.cli.allocator import keep_freed_memory
 from knownot.core.energy import energy
@@ -60,6 +58,7 @@ NETWORK: dict[str, dict[str, Any]] = {
 }
 SETTINGS = {PAPER: {"vos_start": 0.4}, **STARTS, "without VOS": {"vos_start": 1.0}, **NETWORK}
 OUTLIERS = 10_000
+VAL_PHOTOS = 500
 
 
 def main() -> None:
@@ -137,21 +136,10 @@ def report(runs: list[dict[str, Any]]) -> None:
     for setting, columns_of in measured.items():
         print(f"| {setting} | " + " | ".join(map(spread, columns_of.values())) + " |")
     if set(measured) >= {PAPER, *STARTS}:
-        print(f"\nstart: {chosen_start(measured)}")
+        starts = {name: measured[name] for name in (PAPER, *STARTS)}
+        print(f"\nstart: {choose(starts, PAPER, VAL_PHOTOS)}")
     if set(measured) >= {DEFAULT, *NETWORK}:
         print(f"network: {better_networks(measured) or DEFAULT}")
-
-
-def chosen_start(measured: dict[str, dict[str, list[float]]]) -> str:
-    """The second rule above."""
-    starts = {name: measured[name] for name in (PAPER, *STARTS)}
-    best = max(starts.values(), key=lambda m: mean(m["val_accuracy"]))["val_accuracy"]
-    admissible = {
-        n: m for n, m in starts.items() if mean(m["val_accuracy"]) >= mean(best) - sem(best)
-    }
-    chosen = min(admissible, key=lambda name: mean(admissible[name]["altered"]))
-    gains = _differences(measured, PAPER, chosen, "altered")
-    return chosen if mean(gains) > sem(gains) else PAPER
 
 
 def better_networks(measured: dict[str, dict[str, list[float]]]) -> list[str]:

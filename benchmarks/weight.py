@@ -4,11 +4,7 @@
     python -m benchmarks weight --on cifar10_small --data data/    # 2 h of one core
 
 Every weight is trained with seeds that no other figure uses. The rule, written down and committed
-before the OOD figures of what it chose: of the weights whose mean validation accuracy is within one
-standard error of the best (of the seeds; of the images where there is one seed) the one with the
-lowest FPR95 of energy, validation photos against **the same photos altered** until they show no
-class; but the paper's 0.1 stays unless the gain is more than one standard error of the seeds'
-differences. It is the rule that chose the start of VOS, see `settings_all.py`.
+before the OOD figures of what it chose, is that of `altered_rule.py`, which chose the start of VOS.
 
 Prints the table and the choice; writes `weight_NAME.json`. A run already there is not repeated.
 """
@@ -17,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from math import sqrt
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from scipy.stats import sem
 from torch import Tensor
 
+from altered_rule import ACCURACY, ALTERED, choose
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import load_config
@@ -86,9 +81,9 @@ def run(recipe: Recipe, name: str, seed: int) -> dict[str, Any]:
     rows_of = zip(ALTERATIONS, recipe.altered(model, (name, seed)), strict=True)
     each = {alteration: separated(rows) for alteration, rows in rows_of}
     return {
-        "accuracy": accuracy(val),
+        ACCURACY: accuracy(val),
         "images": len(val),
-        "altered": mean(each.values()),
+        ALTERED: mean(each.values()),
         "altered_each": each,
     }
 
@@ -103,25 +98,12 @@ def report(runs: list[dict[str, Any]]) -> None:
     measured: dict[float, dict[str, list[float]]] = {}
     for weight in sorted({r["weight"] for r in runs}):
         of_weight = sorted((r for r in runs if r["weight"] == weight), key=lambda r: r["seed"])
-        columns = {c: [100 * r[c] for r in of_weight] for c in ("accuracy", "altered")}
-        print(f"| {weight:g} | {spread(columns['accuracy'])} | {spread(columns['altered'])} |")
+        columns = {c: [100 * r[c] for r in of_weight] for c in (ACCURACY, ALTERED)}
+        print(f"| {weight:g} | {spread(columns[ACCURACY])} | {spread(columns[ALTERED])} |")
         if weight > 0:  # without VOS: to compare with, no candidate
             measured[weight] = columns
-    print(f"\nchosen: {chosen(measured, runs[0]['images']):g}")
-
-
-def chosen(measured: dict[float, dict[str, list[float]]], images: int) -> float:
-    """The rule above."""
-    best = max((columns["accuracy"] for columns in measured.values()), key=mean)
-    one = mean(best) / 100
-    error = sem(best) if len(best) > 1 else 100 * sqrt(one * (1 - one) / images)
-    admissible = {w: c for w, c in measured.items() if mean(c["accuracy"]) >= mean(best) - error}
-    lowest = min(admissible, key=lambda weight: mean(admissible[weight]["altered"]))
-    if PAPER not in measured:
-        return lowest
-    pairs = zip(measured[PAPER]["altered"], measured[lowest]["altered"], strict=True)
-    gains = [before - after for before, after in pairs]
-    return lowest if mean(gains) > (sem(gains) if len(gains) > 1 else 0) else PAPER
+    if PAPER in measured:
+        print(f"\nchosen: {choose(measured, PAPER, runs[0]['images']):g}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models of Wide ResNets on small images in memory: the paper's recipe for CIFAR-10, and smaller ones."""
+"""Models and arrays of small images in memory: the paper's CIFAR-10, and smaller trainings."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import typer
 from knownot.cli.console import photo_progress, print_json, stdout
 from knownot.cli.options import NoSeed
 
-# Of the photos of validation: the standard error of a share of 95 % is a point and a half.
+# Of the photos of validation: the standard error of a share of 95 % is then one point.
 _MOST_COMPARED = 500
 
 

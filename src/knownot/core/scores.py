@@ -134,15 +134,19 @@ class FeatureScores(nn.Module):
         Returns:
             Their indices (N, n), int64; n is `count`, or the size of a smaller bank.
         """
-        unit = F.normalize(at_least_float32(features), dim=-1).to(self.bank.dtype)
+        unit = self._unit(features)
         # As many as `knn` looks for: a graph that holds both then searches once.
         found = (unit @ self.bank.T).topk(min(max(count, self.k), len(self.bank)), dim=-1)
         return found.indices[..., :count]
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Scores `{"mahalanobis": (N,), "knn": (N,)}` of features (N, D)."""
-        unit = F.normalize(at_least_float32(features), dim=-1).to(self.bank.dtype)
+        unit = self._unit(features)
         return {
             "mahalanobis": mahalanobis(unit, self.means, self.whitening),
             "knn": knn(unit, self.bank, self.k),
         }
+
+    def _unit(self, features: Tensor) -> Tensor:
+        """Features of length one, as the bank holds them."""
+        return F.normalize(at_least_float32(features), dim=-1).to(self.bank.dtype)

@@ -22,6 +22,7 @@ class StreamingGaussians(ClassGaussians):
         feature_dim: Feature width D.
         queue_size: Effective number of features remembered per class.
         shrinkage: See `ClassGaussians`.
+        factor_lag: See `ClassGaussians`.
     """
 
     weights: Tensor

@@ -141,7 +141,7 @@ class ClassifierMetadata(ExportMetadata):
 
     def _check(self) -> None:
         super()._check()
-        if not (0 < self.crop <= 1 and isinstance(self.bank_rows, int)):
+        if not (0 < self.crop <= 1 and isinstance(self.bank_rows, int) and self.bank_rows >= 0):
             raise ValueError("crop, bank_rows")
 
 
