@@ -6,7 +6,10 @@
 Every weight is trained with seeds that no other figure uses. The rule, written down and committed
 before the OOD figures of what it chose, is that of `altered_rule.py`, which chose the start of VOS.
 
-Prints the table and the choice; writes `weight_NAME.json`. A run already there is not repeated.
+Prints the table and the choice; writes `weight_NAME.json`. A run already there is not repeated. What the
+choice is worth on OOD sets, afterwards, on the same models:
+
+    knownot benchmark --config weight-NAME/settings.yaml -o weight-NAME --data data/ --seeds 10
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import load_config
 from knownot.benchmark.recipe import Recipe
-from knownot.benchmark.run import make_recipe
+from knownot.benchmark.run import SETTINGS, make_recipe
 from knownot.benchmark.workplace import Workplace
 from knownot.core.energy import energy
 from knownot.core.metrics import fpr95
 from knownot.data.altered import ALTERATIONS
+from knownot.data.kept_files import write_whole
 
 PAPER = 0.1
 WEIGHTS = [0.0, PAPER, 0.3, 1.0, 3.0, 10.0]
@@ -45,13 +49,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     methods = {
-        training(w): {"about": f"β = {w}", "settings": {"vos_weight": w}, "scores": ["energy"]}
+        training(w): {
+            "about": f"β = {w}",
+            "settings": {"vos_weight": w},
+            "scores": ["energy", "combined"],
+        }
         for w in options.weights
     }
     config = load_config(options.on, {"methods": methods, "tables": {}})
     place = Workplace(config, options.data, options.models or Path(f"weight-{options.on}"))
     recipe = make_recipe(place)
     recipe.check()
+    write_whole(place.output / SETTINGS, lambda f: f.write_text(config.to_yaml(), "utf-8"))
     results_file = options.output / f"weight_{options.on}.json"
     results = with_earlier_runs(results_file, {"machine": machine(), "runs": {}})
     for seed in options.seeds:
