@@ -12,13 +12,14 @@ from PIL import Image
 from torch import nn
 
 from knownot.data.detection_folder import read_detection_splits
+from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, ExportError
 from knownot.export.detector_graph import DetectorGraph
 from knownot.export.detector_parity import DetectorParity, check_detector_parity
 from knownot.export.export import export_model
 from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.export.parity import generated_photos
-from knownot.export.recorded_photos import validation_photos
+from knownot.export.recorded_photos import detector_photos, with_objects
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import RegionModel
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
@@ -163,13 +164,9 @@ def test_other_detectors_are_refused() -> None:
         DetectorGraph(UnknownAwareDetector(Elsewhere(), ["a", "b"]))
 
 
-def test_other_formats_and_precisions_of_a_detector_are_refused(
-    exported_detector: Pair, tmp_path: Path
-) -> None:
+def test_other_formats_of_a_detector_are_refused(exported_detector: Pair, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="as onnx only"):
         export_model(exported_detector[0], tmp_path / "d.pt2", form="torch")
-    with pytest.raises(ConfigError, match="a detector is exported in float32 only"):
-        export_model(exported_detector[0], tmp_path / "d.onnx", precision="int8")
 
 
 @pytest.mark.parametrize(
@@ -200,15 +197,18 @@ def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
     assert sum(len(one["labels"]) for one in expected) > 20
 
 
-def test_photos_of_validation_are_found(scenes: Path, tmp_path: Path) -> None:
-    assert validation_photos(tmp_path) == []
+def test_the_record_tells_what_photos_a_detector_saw(scenes: Path, tmp_path: Path) -> None:
+    assert detector_photos(tmp_path, ["disc"]) == ([], DetectionSet([], [], ["disc"]))
     (tmp_path / "training").mkdir()
     config = DetectionConfig(data=scenes, output=tmp_path)
     (tmp_path / "training" / "config.yaml").write_text(config.to_yaml())
-    photos = validation_photos(tmp_path)
-    known = read_detection_splits(scenes, config.val_fraction, config.seed).val.paths
-    assert 10 < len(photos) <= 16
-    assert set(photos) <= set(known)
+    splits = read_detection_splits(scenes, config.val_fraction, config.seed)
+    some, held_out = detector_photos(tmp_path, splits.val.classes)
+    assert 32 <= len(some) <= 64
+    assert set(some) < set(splits.train.paths)
+    assert held_out.paths == splits.val.paths
+    assert len(held_out.objects) == len(held_out.paths) >= len(with_objects(held_out)) > 10
+    assert detector_photos(tmp_path, ["cat", "dog"])[0] == []
 
 
 def test_a_narrow_first_photo_changes_no_later_answer() -> None:

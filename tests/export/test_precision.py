@@ -1,4 +1,4 @@
-"""Exported classifiers in 16 and 8 bits: what is converted, calibrated anew, and refused."""
+"""Exported models in 16 and 8 bits: what is converted, calibrated anew, and refused."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 import yaml
+from PIL import Image
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
+from knownot.data.detection_set import DetectionSet, Objects
 from knownot.errors import ConfigError, DataError, ExportError
-from knownot.export.agreement import check_agreement
+from knownot.export.agreement import Agreement, check_agreement
 from knownot.export.export import export_model
-from knownot.export.precision import PrecisionName
+from knownot.export.precision import PrecisionName, halve_backbone, in_int8
 from knownot.export.recorded_photos import classifier_photos
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_folder import save
-from knownot.runtime import OnnxClassifier
+from knownot.runtime import OnnxClassifier, OnnxDetector
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
-from tests.helpers import COLOURS, colour_folder, tiny_model
+from tests.helpers import COLOURS, colour_folder, tiny_detector, tiny_model
 
 
 def files(root: Path, count: int, start: int = 0) -> list[Path]:
@@ -155,3 +162,97 @@ def test_the_record_tells_what_photos_a_classifier_saw(tmp_path: Path) -> None:
     assert held_out == val
     assert classifier_photos(tmp_path / "model", ["cat", "dog"]) == ([], [])
     assert classifier_photos(tmp_path, sorted(COLOURS)) == ([], [])
+
+
+Pair = tuple[UnknownAwareDetector, Path]
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, random = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    paths = [folder / f"{i}.png" for i in range(24)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def shown(model: UnknownAwareDetector, photos: list[Path]) -> DetectionSet:
+    """The photos, with what the detector shows in them for annotations."""
+    objects = []
+    for answer in model.predict(photos):
+        boxes = torch.tensor([box.box for box in answer.boxes])
+        labels = torch.tensor([model.classes.index(box.nearest_class) for box in answer.boxes])
+        objects.append(Objects(boxes, labels, torch.zeros(len(labels)).bool()))
+    return DetectionSet(photos, objects, model.classes)
+
+
+def test_a_detector_in_float16(tmp_path: Path, noise: list[Path]) -> None:
+    model, path = tiny_detector(), tmp_path / "half.onnx"
+    photos = shown(model, noise)
+    metadata = export_model(model, path, precision="float16", photos=noise, validated_on=photos)
+    assert (metadata.task, metadata.precision) == ("detect", "float16")
+    gate = metadata.parity
+    assert (gate["photos"], gate["calibrated_on"]) == (24, 24)
+    assert gate["answers"] > 24
+    assert gate["same"] >= 0.95 * gate["answers"]
+    matrices, around = kinds_of(path)
+    assert onnx.TensorProto.FLOAT16 in matrices
+    assert around <= FULL
+
+    # Calibrated on the boxes that find what is annotated, which here is what float32 shows: their
+    # p-values are evenly spread ranks.
+    assert metadata.calibration is not None
+    found = sum(metadata.calibration.histograms["energy"].counts)
+    assert 0.9 * gate["same_class"] <= found <= gate["same_class"]
+    answers = OnnxDetector(path).predict(noise, score="energy", alpha=1e-9)
+    ranks = [box.p_value for answer in answers for box in answer.boxes]
+    assert np.mean(ranks) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_detector_in_int8(exported_detector: Pair, noise: list[Path], tmp_path: Path) -> None:
+    graph = in_int8(
+        exported_detector[1].read_bytes(), ({"photo": np.array(Image.open(p))} for p in noise)
+    )
+    (tmp_path / "small.onnx").write_bytes(graph)
+    matrices, around = kinds_of(tmp_path / "small.onnx")
+    assert matrices == {onnx.TensorProto.INT8}
+    assert around <= FULL
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    boxes = session.run(["boxes"], {"photo": np.array(Image.open(noise[0]))})[0]
+    assert len(boxes) > 0
+
+
+def test_boxes_are_counted_that_only_one_of_two_shows(
+    exported_detector: Pair, noise: list[Path]
+) -> None:
+    model, path = exported_detector
+    agreement = check_agreement(model, OnnxDetector(path), noise)
+    assert agreement.same == agreement.same_class == agreement.answers > agreement.photos == 24
+    answer = model.predict(noise[0])[0].boxes
+    fewer = Agreement()
+    fewer.compare_boxes(answer, answer[1:], model.classes)
+    fewer.compare_boxes(answer[1:], answer, model.classes)
+    assert (fewer.answers, fewer.same) == (2 * len(answer), 2 * len(answer) - 2)
+    assert fewer.unknown == fewer.unknown_exported
+    eager = copy.deepcopy(model)
+    eager.box_threshold /= 2
+    with pytest.raises(ExportError, match=r"boxes on the known classes get the label"):
+        check_agreement(eager, OnnxDetector(path), noise)
+
+
+def test_frozen_norms_are_halved_as_well() -> None:
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(4)
+    for values in norm.buffers():
+        values.uniform_(0.5, 1.5)
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 5, 1))
+    photos, graph = torch.rand(2, 3, 9, 9), nn.Module()
+    expected = backbone(photos)
+    graph.model = nn.Module()
+    graph.model.backbone = backbone
+    halve_backbone(graph)
+    found = graph.model.backbone(photos)
+    assert found.dtype == torch.float32
+    assert backbone[2].weight.dtype == torch.float16
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
+    assert not torch.equal(found, expected)

@@ -11,8 +11,9 @@ import typer
 from knownot.cli.console import photo_progress, print_json, stdout
 from knownot.cli.options import NoSeed
 
-# Of the photos of validation: the standard error of a share of 95 % is then one point.
-_MOST_COMPARED = 500
+# Of the photos of validation. In reduced precision: the standard error of a share of 95 % is then one
+# point. Of a detector in float32: every box must be the same.
+_MOST_COMPARED, _MOST_WITH_BOXES = 500, 16
 
 
 class Format(StrEnum):
@@ -43,7 +44,7 @@ def export(
     ] = Format.onnx,
     precision: Annotated[
         Precision,
-        typer.Option(help="Number format of a classifier's backbone; scores stay in float32."),
+        typer.Option(help="Number format of the backbone; scores stay in float32."),
     ] = Precision.float32,
     photos: Annotated[
         list[str] | None,
@@ -71,27 +72,36 @@ def export(
     that it was validated on, where they still are.
 
     In float16 or int8 answers do differ: the file is calibrated anew on the validation photos, and
-    nothing is written if fewer than 95 % of photos of the known classes get the same label.
+    nothing is written if fewer than 95 % of photos of the known classes, or of the boxes in them, get
+    the same label.
     """
     from dataclasses import asdict
 
     from knownot.cli.photo_arguments import expand
     from knownot.data.thumbnails import FOLDER
     from knownot.export.export import ENDINGS, check_output, export_model
-    from knownot.export.recorded_photos import classifier_photos, spread, validation_photos
+    from knownot.export.recorded_photos import (
+        classifier_photos,
+        detector_photos,
+        spread,
+        with_objects,
+    )
     from knownot.models.model_folder import load
 
     output = output or Path(model.resolve().name + ENDINGS[form.value])
     check_output(output, overwrite, form.value)
-    paths = expand(photos or [])
+    compared = expand(photos or [])
     loaded = load(model)
+    reduced = precision is not Precision.float32
     trained_on: list[Path] = []
-    validated_on: list[Path] = []
-    if loaded.task == "classify" and precision is not Precision.float32:
+    validated_on: Any = []
+    if loaded.task == "detect":
+        trained_on, validated_on = detector_photos(model, loaded.classes)
+        most = _MOST_COMPARED if reduced else _MOST_WITH_BOXES
+        compared = compared or spread(with_objects(validated_on), most)
+    elif reduced:
         trained_on, validated_on = classifier_photos(model, loaded.classes)
-    compared = paths or spread(validated_on, _MOST_COMPARED)
-    if not paths and loaded.task == "detect":
-        compared = validation_photos(model)
+        compared = compared or spread(validated_on, _MOST_COMPARED)
     with photo_progress(json_output) as begin:
         metadata = export_model(
             loaded,
@@ -141,8 +151,11 @@ def _alike(task: str, parity: dict[str, Any]) -> str:
     anew = "calibration unchanged: the validation photos are not there"
     if parity["calibrated_on"]:
         anew = f"calibrated anew on {parity['calibrated_on']} validation photos"
+    compared = f"{parity['answers']} photos of known classes"
+    if task == "detect":
+        compared = f"{parity['answers']} boxes in {parity['photos']} photos"
     return (
-        f"same label for {parity['same']} of {parity['photos']} photos of known classes (at least "
-        f"{parity['least_same']:.0%}), same nearest class for {parity['same_class']}; unknown are "
-        f"{parity['unknown_exported']}, before {parity['unknown']}; {anew}"
+        f"same label for {parity['same']} of {compared} (at least {parity['least_same']:.0%}), same "
+        f"nearest class for {parity['same_class']}; unknown are {parity['unknown_exported']}, before "
+        f"{parity['unknown']}; {anew}"
     )

@@ -6,22 +6,31 @@ import copy
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import knownot
+from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, MissingExtraError
-from knownot.export.agreement import LEAST_PHOTOS, Agreement, calibrate_by, check_agreement
+from knownot.export.agreement import (
+    LEAST_PHOTOS,
+    Agreement,
+    calibrate_boxes_by,
+    calibrate_by,
+    check_agreement,
+)
 from knownot.export.calibration_summary import summarise
 from knownot.export.detector_graph import DetectorGraph
 from knownot.export.detector_parity import check_detector_parity
 from knownot.export.graph import ClassifierGraph
 from knownot.export.onnx import onnx_writer
 from knownot.export.parity import Parity, check_parity, readable_photos
-from knownot.export.precision import HalfBackbone, PrecisionName, in_int8
+from knownot.export.precision import PrecisionName, halve_backbone, in_int8
 from knownot.export.torch_program import load_program, program_writer
 from knownot.export.trace import trace
 from knownot.models.classifier import UnknownAwareClassifier
@@ -48,7 +57,7 @@ def export_model(
     precision: PrecisionName = "float32",
     photos: Sequence[Path] = (),
     trained_on: Sequence[Path] = (),
-    validated_on: Sequence[Path] = (),
+    validated_on: Sequence[Path] | DetectionSet = (),
     nearest: bool = False,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda done: None,
@@ -59,14 +68,14 @@ def export_model(
         model: A calibrated classifier, or a Faster R-CNN detector.
         output: File to write, under a temporary name beside it until the comparison has passed.
         form: "onnx", or for a classifier "torch": a `torch.export` program.
-        precision: Number format of a classifier's backbone. What is not "float32" is calibrated anew
-            on `validated_on`, and must agree on most photos instead of all.
+        precision: Number format of the backbone. What is not "float32" is calibrated anew on
+            `validated_on`, and must give most photos, or boxes, the same label instead of all.
         photos: Photo files for the comparison, beside generated ones. With a precision of 16 or 8
             bits, of the known classes; those of `validated_on` if not given.
         trained_on: For "int8": photos of the known classes that set the limits of activations, best
             some that the model was trained on; `photos` if not given.
-        validated_on: Photo files that the model was calibrated on; the calibration stays what it is
-            if not given.
+        validated_on: Photo files that the model was calibrated on, of a detector with their objects;
+            the calibration stays what it is if not given.
         nearest: Whether a classifier's file says, too, which of the training photos that the kNN score
             remembers are the nearest; `knownot serve` shows thumbnails of them.
         overwrite: Replace a file that exists.
@@ -77,7 +86,7 @@ def export_model(
 
     Raises:
         ConfigError: If it is a detector of another kind, or to be a `torch.export` program, or if
-            this model or format has no such precision.
+            this format has no such precision.
         DataError: If `output` exists or cannot be written, no given photo can be read, a detector
             found no box to compare, or there are too few photos to compare a reduced precision on.
         ExportError: If the answers differ.
@@ -88,9 +97,10 @@ def export_model(
     check_output(output, overwrite, form)
     if form == "torch" and isinstance(model, UnknownAwareDetector):
         raise ConfigError("format: a detector can be exported as onnx only, leave --format out")
-    if precision != "float32" and (form != "onnx" or not isinstance(model, UnknownAwareClassifier)):
-        what = "a torch.export program" if form == "torch" else "a detector"
-        raise ConfigError(f"precision: {what} is exported in float32 only, leave --precision out")
+    if precision != "float32" and form != "onnx":
+        raise ConfigError(
+            "precision: a torch.export program is exported in float32 only, leave --precision out"
+        )
     model.calibration(model.default_score)
     model = copy.deepcopy(model).cpu().eval()
     temporary = output.with_name(f".{output.name}.part")
@@ -102,8 +112,8 @@ def export_model(
             temporary.write_bytes(write(metadata))
             compared: Any = _compared(model, _READERS[form](temporary), photos, advance)
         else:
-            assert isinstance(model, UnknownAwareClassifier)
-            sets = photos or validated_on, trained_on or photos, validated_on
+            held_out = _paths(validated_on)
+            sets = photos or held_out, trained_on or photos or held_out, validated_on
             metadata, write, compared = _reduced(
                 model, precision, temporary, *sets, nearest, advance
             )
@@ -118,15 +128,15 @@ def export_model(
 
 
 def _reduced(
-    model: UnknownAwareClassifier,
+    model: Any,
     precision: PrecisionName,
     file: Path,
     compared_on: Sequence[Path],
     ranged_on: Sequence[Path],
-    validated_on: Sequence[Path],
+    validated_on: Sequence[Path] | DetectionSet,
     nearest: bool,
     advance: Callable[[int], None],
-) -> tuple[ClassifierMetadata, Callable[[ExportMetadata], bytes], Agreement]:
+) -> tuple[Any, Callable[[ExportMetadata], bytes], Agreement]:
     """Write to `file`, calibrate anew, write again, and compare."""
     if len(compared_on) < LEAST_PHOTOS:
         raise DataError(
@@ -135,28 +145,44 @@ def _reduced(
             "where they still are); name some by --photos"
         )
     reduced = copy.deepcopy(model)
-    convert: Callable[[bytes], bytes] = bytes
-    if precision == "float16":
-        reduced.backbone = HalfBackbone(reduced.backbone)
-    else:
-        pixels = (model.preprocessing.from_pil(image) for _, image in readable_photos(ranged_on))
-        convert = partial(in_int8, squares=[one.permute(1, 2, 0).numpy() for one in pixels])
 
     def written() -> tuple[Any, Any, Any]:
+        graph = _graph(copy.deepcopy(reduced), nearest)
+        convert: Callable[[bytes], bytes] = bytes
+        if precision == "float16":
+            halve_backbone(graph)
+        else:
+            convert = partial(in_int8, inputs=_inputs(reduced, ranged_on))
         metadata = _describe(reduced, _NEEDS["onnx"], nearest)
         metadata = dataclasses.replace(metadata, precision=precision)
-        write = onnx_writer(trace(_graph(reduced, nearest)), metadata, convert)
+        write = onnx_writer(trace(graph), metadata, convert)
         file.write_bytes(write(metadata))
         return metadata, write, open_onnx(file)
 
     metadata, write, exported = written()
     count = 0
-    if validated_on:
-        count = calibrate_by(reduced, exported, validated_on)
+    if len(validated_on):
+        calibrate: Any = calibrate_boxes_by if model.task == "detect" else calibrate_by
+        count = calibrate(reduced, exported, validated_on)
         metadata, write, exported = written()
     agreement = check_agreement(model, exported, compared_on, advance)
     agreement.calibrated_on = count
     return metadata, write, agreement
+
+
+def _paths(photos: Sequence[Path] | DetectionSet) -> Sequence[Path]:
+    return photos.paths if isinstance(photos, DetectionSet) else photos
+
+
+def _inputs(model: UnknownAwareModel, photos: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Of the exported graph, for the photos that can be read."""
+    for _, image in readable_photos(photos):
+        if isinstance(model, UnknownAwareDetector):
+            yield {"photo": np.asarray(image)}
+        else:
+            assert isinstance(model, UnknownAwareClassifier)
+            square = model.preprocessing.from_pil(image).permute(1, 2, 0).numpy()
+            yield {"photos": square[None], "prepared": np.array(True)}
 
 
 def check_output(output: Path, overwrite: bool, form: FormatName) -> None:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor, nn
-
-from knownot.runtime.exported import Pixels
+from torch.utils._pytree import tree_map
+from torchvision.ops import FrozenBatchNorm2d
 
 PrecisionName = Literal["float32", "float16", "int8"]
-_BACKBONE = "'model.backbone'"
+# Where the graphs of classifiers and of detectors have it.
+_BACKBONE = re.compile(r"'(detect\.)?model\.backbone'")
 # Pooling is left out: the features that distances are measured on are means in float32.
 _IN_INT8 = ("Add", "Clip", "Conv", "Gemm", "MatMul", "MaxPool", "Relu")
 
 
-class HalfBackbone(nn.Module):
-    """A backbone in float16 between images and features in float32.
+def halve_backbone(graph: nn.Module) -> None:
+    """Put the backbone of the graph of a classifier or a detector into float16."""
+    network: Any = graph.detect if hasattr(graph, "detect") else graph
+    network.model.backbone = _HalfBackbone(network.model.backbone)
+
+
+class _HalfBackbone(nn.Module):
+    """A backbone in float16 between images and features, or maps by name, in float32.
 
     Args:
         backbone: Changed in place. Its batch norms stay in float32, where small variances live.
@@ -29,24 +36,35 @@ class HalfBackbone(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        _thaw(backbone)
         self.backbone = backbone.half()
         for module in backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.float()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (N, B) of images (N, 3, S, S)."""
-        features: Tensor = self.backbone(images.half())
-        return features.float()
+    def forward(self, images: Tensor) -> Any:
+        """What the backbone gives for images (N, 3, H, W)."""
+        return tree_map(Tensor.float, self.backbone(images.half()))
 
 
-def in_int8(model: bytes, squares: Sequence[Pixels]) -> bytes:
-    """The graph of a classifier with weights and activations of its backbone in 8 bits.
+def _thaw(module: nn.Module) -> None:
+    """torchvision's frozen norms take no values of another format than their own; batch norms do."""
+    for name, child in module.named_children():
+        if isinstance(child, FrozenBatchNorm2d):
+            norm = nn.BatchNorm2d(len(child.weight), eps=child.eps).eval()
+            norm.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, norm)
+        else:
+            _thaw(child)
+
+
+def in_int8(model: bytes, inputs: Iterable[dict[str, Any]]) -> bytes:
+    """The graph of a model with weights and activations of its backbone in 8 bits.
 
     Args:
         model: The ONNX model, in float32.
-        squares: Photos (S, S, 3), uint8, as the network sees them, of the known classes: between
-            what limits the activations lie.
+        inputs: Of the graph, for photos with the known classes: between what limits the activations
+            lie.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -54,22 +72,19 @@ def in_int8(model: bytes, squares: Sequence[Pixels]) -> bytes:
     graph = onnx.load_model_from_string(model)
     nodes = sorted(node.name for node in graph.graph.node if _is_backbone(node))
 
-    class Squares(CalibrationDataReader):  # type: ignore[misc]
+    class Inputs(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left = iter(squares)
+            self.left = iter(inputs)
 
         def get_next(self) -> dict[str, Any] | None:
-            square = next(self.left, None)
-            if square is None:
-                return None
-            return {"photos": square[None], "prepared": np.array(True)}
+            return next(self.left, None)
 
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         file = Path(scratch, "model.onnx")
         quantize_static(
             graph,
             file,
-            Squares(),
+            Inputs(),
             op_types_to_quantize=_IN_INT8,
             nodes_to_quantize=nodes,
             activation_type=QuantType.QUInt8,
@@ -83,7 +98,7 @@ def in_int8(model: bytes, squares: Sequence[Pixels]) -> bytes:
 
 def _is_backbone(node: Any) -> bool:
     scopes = (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes")
-    return any(_BACKBONE in scope for scope in scopes)
+    return any(_BACKBONE.search(scope) for scope in scopes)
 
 
 @contextmanager

@@ -9,28 +9,12 @@ from typing import Any
 import yaml
 
 from knownot.data.detection_folder import read_detection_splits
+from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import read_splits
 from knownot.errors import KnownotError
 
-_MOST, _MOST_IN_TRAINING = 16, 64
+_MOST_IN_TRAINING = 64
 _UNREADABLE = (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, KnownotError)
-
-
-def validation_photos(model: Path) -> list[Path]:
-    """Photos with objects, spread over the data that the model folder's record names.
-
-    Args:
-        model: Model folder of a detector.
-
-    Returns:
-        Up to 16 files; none if there is no record, or the data are no longer there.
-    """
-    try:
-        photos = read_detection_splits(*_record(model)).val
-    except _UNREADABLE:
-        return []
-    paths = [path for path, of in zip(photos.paths, photos.objects, strict=True) if len(of.boxes)]
-    return spread(paths, _MOST)
 
 
 def classifier_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], list[Path]]:
@@ -51,6 +35,32 @@ def classifier_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], 
     if splits.train.classes != list(classes):
         return [], []
     return spread(splits.train.paths, _MOST_IN_TRAINING), splits.val.paths
+
+
+def detector_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], DetectionSet]:
+    """Some photos that a detector was trained on, and all that it was calibrated on.
+
+    Args:
+        model: Model folder.
+        classes: Its classes.
+
+    Returns:
+        Up to 64 files with objects, and the validation set; none if there is no record, the data are
+        no longer there, or they have other classes.
+    """
+    nothing = DetectionSet([], [], list(classes))
+    try:
+        splits = read_detection_splits(*_record(model))
+    except _UNREADABLE:
+        return [], nothing
+    if splits.val.classes != nothing.classes:
+        return [], nothing
+    return spread(with_objects(splits.train), _MOST_IN_TRAINING), splits.val
+
+
+def with_objects(photos: DetectionSet) -> list[Path]:
+    """The files that show an object."""
+    return [path for path, of in zip(photos.paths, photos.objects, strict=True) if len(of)]
 
 
 def spread(paths: list[Path], most: int) -> list[Path]:
