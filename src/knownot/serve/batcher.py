@@ -59,7 +59,9 @@ class Batcher(Generic[Photo, Settings, Answer]):
     async def work(self) -> None:
         """Run batches until cancelled."""
         try:
-            await asyncio.gather(*(self._take_turns() for _ in range(self._parallel)))
+            # Twice as many as there are threads: each finds its next batch ready, where it would
+            # have waited for the event loop to wake up.
+            await asyncio.gather(*(self._take_turns() for _ in range(2 * self._parallel)))
         finally:
             self._threads.shutdown(wait=False)
 
