@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,6 +133,49 @@ def test_a_killed_worker_costs_no_row_and_doubles_none(
     assert killed
     assert [row["path"] for row in rows_of(output)] == photos
     assert (summary.photos, summary.errors) == (24, 0)
+
+
+def test_a_photo_that_kills_its_readers_becomes_a_row(
+    exported_file: Path, photos: list[str], tmp_path: Path
+) -> None:
+    held, over = HeldPhoto(photos[10]), threading.Event()
+    killed = []
+
+    def kill_readers() -> None:
+        while not over.is_set():
+            with suppress(OSError):  # nobody reads it just now
+                held.writer = os.open(held.path, os.O_WRONLY | os.O_NONBLOCK)
+                readers: list[psutil.Process] = []
+                while not readers and not over.is_set():  # it may be about to open it
+                    below = psutil.Process().children(recursive=True)
+                    readers = [process for process in below if held.path in opened_by(process)]
+                for process in readers:
+                    process.kill()
+                    process.wait(60)
+                    killed.append(process)
+                held.let_go()
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_readers)
+    killer.start()
+    output = tmp_path / "scores.parquet"
+    try:
+        summary = score_photos(exported_file, photos, output, workers=1, part_size=12)
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 3  # two workers, and the process that read for the third
+    assert summary.errors == 1
+    rows = rows_of(output)
+    assert [row["path"] for row in rows] == photos
+    assert rows[10]["error"] == f"{photos[10]}: whoever reads it dies (out of memory?)"
+
+
+def opened_by(process: psutil.Process) -> set[str]:
+    """Files that a process has open, pipes with a name included."""
+    with suppress(OSError):
+        return {os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+    return set()
 
 
 def test_an_interrupted_job_continues(

@@ -211,16 +211,17 @@ def _answered(
     import ray.data
 
     from knownot.scale.parts import ROWS
-    from knownot.scale.worker import PartScorer
+    from knownot.scale.worker import Attempts, PartScorer
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
     # Ray Data starts a worker that dies anew and gives its part to one again.
     blocks = [pa.table({"part": [n], "photos": [parts.photos(n)]}) for n in missing]
     model = ray.put(parts.model.read_bytes())  # once for all workers of a machine
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     answered = ray.data.from_blocks(blocks).map_batches(
         PartScorer,
-        fn_constructor_args=(model, os.getcwd(), settings),
+        fn_constructor_args=(model, attempts, os.getcwd(), settings),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
