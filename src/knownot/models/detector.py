@@ -305,4 +305,4 @@ class UnknownAwareDetector(UnknownAwareModel):
 
 
 def _unit_range(image: Tensor) -> Tensor:
-    return image if image.is_floating_point() else image.float() / 255
+    return image if image.is_floating_point() else image.float().div_(255)
