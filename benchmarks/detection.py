@@ -182,7 +182,7 @@ def write_coco(target: Path, photos: Path, parts: dict[str, dict[str, Any]]) -> 
     return target
 
 
-def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 30) -> dict[str, Any]:
+def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 100) -> dict[str, Any]:
     """A training step and a detection with VOS and without, in turn, on the same photos.
 
     "Without" is torchvision's own Faster R-CNN around the same weights.

@@ -61,19 +61,31 @@ class TailLogP(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         """`-log p` (N,), at least 0, of scores (N,)."""
-        scores = scores.to(self.quantiles.dtype)
-        q, y = self.quantiles, self.minus_log_p
-        if torch.compiler.is_compiling():  # a search cannot be exported to any runtime
-            at_most = (scores.unsqueeze(-1) >= q).sum(-1)
-        else:
-            at_most = torch.searchsorted(q, scores.contiguous(), right=True)
-        right = at_most.clamp(1, len(q) - 1)
-        left = right - 1
-        gap = q[right] - q[left]
-        share = ((scores - q[left]) / torch.where(gap > 0, gap, 1.0)).clamp(0.0, 1.0)
-        inside = y[left] + share * (y[right] - y[left])
-        beyond = y[-1] + (scores - q[-1]) / self.mean_excess
-        return torch.where(scores > q[-1], beyond, inside)
+        return tail_log_p([self], scores.unsqueeze(0)).squeeze(0)
+
+
+def tail_log_p(laws: Sequence[TailLogP], scores: Tensor) -> Tensor:
+    """`-log p` (P, N) of scores (P, N), each row by its own of the P laws, of equally many knots."""
+    q, y, mean_excess = (
+        torch.stack(values)
+        for values in zip(
+            *((law.quantiles, law.minus_log_p, law.mean_excess) for law in laws), strict=True
+        )
+    )
+    scores = scores.to(q.dtype)
+    if torch.compiler.is_compiling():  # a search cannot be exported to any runtime
+        at_most = (scores.unsqueeze(-1) >= q.unsqueeze(1)).sum(-1)
+    else:
+        at_most = torch.searchsorted(q, scores.contiguous(), right=True)
+    right = at_most.clamp(1, q.shape[1] - 1)
+    left = right - 1
+    q_left, y_left = q.gather(1, left), y.gather(1, left)
+    gap = q.gather(1, right) - q_left
+    share = ((scores - q_left) / torch.where(gap > 0, gap, 1.0)).clamp(0.0, 1.0)
+    inside = y_left + share * (y.gather(1, right) - y_left)
+    last = q[:, -1:]
+    beyond = y[:, -1:] + (scores - last) / mean_excess.unsqueeze(1)
+    return torch.where(scores > last, beyond, inside)
 
 
 class CombinedScore(nn.Module):
@@ -117,8 +129,10 @@ class CombinedScore(nn.Module):
 
     def forward(self, scores: Mapping[str, Tensor]) -> Tensor:
         """Combined score (N,) of the parts' scores (N,)."""
-        terms = [self.log_p[part](scores[part]) for part in self.parts]
-        return torch.stack(terms, dim=-1) @ self.weights
+        laws = [self.log_p[part] for part in self.parts]
+        # All parts together: for a few rows the number of calls is what takes time.
+        terms = tail_log_p(laws, torch.stack([scores[part] for part in self.parts]))  # type: ignore[arg-type]
+        return self.weights @ terms
 
     @torch.no_grad()
     def fit_and_score(self, scores: Mapping[str, Tensor], folds: int = 10) -> Tensor:
