@@ -196,10 +196,10 @@ class ClassGaussians(FixedDtypeModule):
             state_dict[f"{prefix}_extra_state"] = torch.tensor([rows, rows])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _class_or_ignored(self, features: Tensor, labels: Tensor) -> Tensor:
+    def _class_or_ignored(self, features: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Class of each row (N,), int64; K for rows without a class or with non-finite numbers.
 
-        The features must have the state's dtype.
+        `dtype` is the state's.
         """
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ValueError(
@@ -212,7 +212,7 @@ class ClassGaussians(FixedDtypeModule):
         k = self.num_classes
         group = labels.long().clamp(-1, k).remainder(k + 1)  # -1 and K both become K
         # A sum is finite only if all its terms are, and float64 sums of float32 cannot overflow.
-        finite = features.sum(dim=1).abs() < torch.inf
+        finite = features.sum(dim=1, dtype=dtype).abs() < torch.inf
         return torch.where(finite, group, k)
 
 
@@ -223,6 +223,24 @@ def add_squares(total: Tensor, rows: Tensor, sign: int = 1) -> None:
     for start in range(0, width, step):
         part = rows[:, start : start + step]
         total[start : start + step, start:].addmm_(part.T, rows[:, start:], alpha=sign)
+
+
+def exchange_squares(total: Tensor, entering: Tensor, leaving: Tensor) -> None:
+    """Add `a^T a - b^T b` of rows a, b (N, D) that enter and leave to `total` (D, D).
+
+    Of narrow ones it adds `(a - b)^T (a + b)`, half the work, which differs from that by an
+    antisymmetric matrix alone: `exchanged` is the sum.
+    """
+    if len(total) < _WIDE:
+        total.addmm_((entering - leaving).T, entering + leaving)
+    else:
+        add_squares(total, entering)
+        add_squares(total, leaving, sign=-1)
+
+
+def exchanged(total: Tensor) -> Tensor:
+    """What `exchange_squares` added up, on and above the diagonal at least."""
+    return (total + total.T) / 2 if len(total) < _WIDE else total
 
 
 def _symmetric(upper: Tensor) -> Tensor:

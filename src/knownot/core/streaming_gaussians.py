@@ -60,7 +60,7 @@ class StreamingGaussians(ClassGaussians):
     def take_in(self, features: Tensor, labels: Tensor) -> None:
         """As in `ClassGaussians`."""
         rows = features.detach().to(self.centres.dtype)
-        group = self._class_or_ignored(rows, labels)
+        group = self._class_or_ignored(rows, labels, rows.dtype)
         usable = group < self.num_classes
         weight = usable.to(rows.dtype)
         rows = torch.where(usable.unsqueeze(1), rows, 0)

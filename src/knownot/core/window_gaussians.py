@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from knownot.core.gaussians import ClassGaussians, Shrinkage, add_squares
+from knownot.core.gaussians import ClassGaussians, Shrinkage, exchange_squares, exchanged
 
 
 class WindowGaussians(ClassGaussians):
@@ -82,7 +82,7 @@ class WindowGaussians(ClassGaussians):
         counts, totals = self.counts, self.totals[:-1]
         # sum (h - mu)(h - mu)^T = sum (h - c)(h - c)^T - sum_k n_k (mu_k - c_k)(mu_k - c_k)^T
         shift = totals / counts.clamp(min=1).unsqueeze(1)
-        return torch.addmm(self.scatter, totals.T, shift, alpha=-1), counts.sum()
+        return torch.addmm(exchanged(self.scatter), totals.T, shift, alpha=-1), counts.sum()
 
     def upkeep(self, rows: int) -> None:
         super().upkeep(rows)
@@ -93,9 +93,9 @@ class WindowGaussians(ClassGaussians):
     @torch.no_grad()
     def take_in(self, features: Tensor, labels: Tensor) -> None:
         """As in `ClassGaussians`."""
-        # First in the precision of the window, so that what leaves equals what entered.
-        rows = features.detach().to(self.window.dtype).to(self.origin.dtype)
-        group = self._class_or_ignored(rows, labels)
+        # In the precision of the window, so that what leaves equals what entered.
+        rows = features.detach().to(self.window.dtype)
+        group = self._class_or_ignored(rows, labels, self.origin.dtype)
         # In parts that no window is too short for: no two rows of a part share a place.
         q = self.queue_size
         while len(rows) > q:
@@ -123,13 +123,12 @@ class WindowGaussians(ClassGaussians):
         self.seen += ends - starts
 
         origin = self.origin.index_select(0, group)
-        added = rows - origin
+        added = rows - origin  # in float64, as the origin is
         removed = self.window.index_select(0, place) - origin
         removed *= (age >= q).unsqueeze(1)  # else the place was free
         self.totals.index_add_(0, group, added - removed)
-        add_squares(self.scatter, added)
-        add_squares(self.scatter, removed, sign=-1)
-        self.window.index_copy_(0, place, rows.to(self.window.dtype))
+        exchange_squares(self.scatter, added, removed)
+        self.window.index_copy_(0, place, rows)
 
     @torch.no_grad()
     def refresh(self) -> None:
