@@ -177,7 +177,7 @@ def train(
 
     [bold]knownot train coco/ -o model/[/]   photos with boxes, COCO or VOC: a detector
 
-    A training photo that cannot be read is skipped and listed; Ctrl-C keeps the finished epochs.
+    A training photo that cannot be read is skipped and listed; Ctrl-C and SIGTERM keep the finished epochs.
     """
     settings = {key: value for key, value in locals().items() if key not in _NO_SETTINGS}
     # Before torch is imported: its gloo and DistributedDataParallel tell what is meant to be so.

@@ -17,6 +17,7 @@ from knownot.data.photo import open_photo
 from knownot.errors import DataError, TrainingError
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import CommonConfig
+from knownot.training.interrupts import leave_to_trainer
 
 Photos = TypeVar("Photos", PhotoSet, DetectionSet)
 
@@ -130,6 +131,7 @@ def training_batches(
         batch_sampler=RankBatches(shuffle, config, rank),
         generator=torch.Generator(),  # else the loader disturbs the one that draws the outliers
         num_workers=config.n_workers,
+        worker_init_fn=leave_to_trainer,
         collate_fn=collate,
     )
 

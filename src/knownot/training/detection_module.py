@@ -18,6 +18,7 @@ from knownot.models.detector import UnknownAwareDetector
 from knownot.training.batches import joint_batches, training_batches
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_batches import AugmentedScenes, PlainScenes, as_lists
+from knownot.training.interrupts import leave_to_trainer
 from knownot.training.ranks import check_same_steps, seed_epoch
 
 
@@ -62,6 +63,7 @@ class DetectionTraining(L.LightningModule):
             batch_size=self.config.n_batch // self.config.ranks,
             collate_fn=as_lists,
             num_workers=self.config.n_workers,
+            worker_init_fn=leave_to_trainer,
             generator=torch.Generator(),
         )
 

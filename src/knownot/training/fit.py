@@ -19,7 +19,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from knownot.errors import TrainingError
 from knownot.models.model_folder import choose_device
 from knownot.training.config import CommonConfig
-from knownot.training.interrupts import ctrl_c_between_steps
+from knownot.training.interrupts import signals_between_steps
 from knownot.training.plan import Plan
 from knownot.training.ranks import Ranks, process_state_kept
 from knownot.training.run_folder import RunFolder
@@ -74,7 +74,7 @@ def fit(
         options: More of the trainer's options.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, between two steps.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, between two steps.
         SystemExit: When this is not the first of several processes.
     """
     device = choose_device(config.device).type
@@ -84,7 +84,7 @@ def fit(
         options["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     ranks.let_begin()
     try:
-        with process_state_kept(), _quiet(), ctrl_c_between_steps() as stop:
+        with process_state_kept(), _quiet(), signals_between_steps() as stop:
             trainer = L.Trainer(
                 max_epochs=config.n_epochs,
                 accelerator="gpu" if device == "cuda" else device,
