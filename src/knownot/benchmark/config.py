@@ -27,6 +27,9 @@ class PhotoTraining(_Strict):
 
     recipe: Literal["photos"] = "photos"
     settings: dict[str, Any] = Field({}, description="of knownot train")
+    pixels: int | None = Field(
+        None, ge=8, description="every image is first scaled to so many, as those of CIFAR are"
+    )
 
 
 class SmallImageTraining(_Strict):

@@ -14,6 +14,7 @@ from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import PhotoTraining
 from knownot.benchmark.image_sets import Images, ood_images
 from knownot.benchmark.recipe import Part
+from knownot.benchmark.scaled_photos import ScaledPhotos
 from knownot.benchmark.workplace import Workplace
 from knownot.data.image_folder import PhotoSet, find_split, read_labelled, read_splits
 from knownot.data.reading import read_batches
@@ -39,18 +40,22 @@ class PhotoRecipe:
 
     def __init__(self, place: Workplace) -> None:
         self.place = place
-        self.settings = cast(PhotoTraining, place.config.training).settings
+        training = cast(PhotoTraining, place.config.training)
+        self.settings = training.settings
+        self.scaled = None if training.pixels is None else ScaledPhotos(place, training.pixels)
         self.root = place.data / place.config.known
         self.cache = place.cache or default_cache()
         self._seen: set[str] = set()
 
     def check(self) -> None:
         """Look at all image sets before anything is trained."""
+        if self.scaled:
+            self.root = self.scaled.known()
         seed = self.place.config.seeds[0]
         configs = [self._config(training, seed) for training in self.place.config.methods]
         self._photos(configs[0], "test")
         for name in self.place.config.sets:
-            ood_images(name, self.place.data, self.place.config.max_images)
+            self._ood_images(name)
 
     def model(self, training: str, seed: int) -> UnknownAwareClassifier:
         """The model, trained or, where it was before, loaded."""
@@ -76,7 +81,7 @@ class PhotoRecipe:
 
     def ood(self, model: UnknownAwareClassifier, run: tuple[str, int], name: str) -> Arrays:
         """Arrays of an OOD set."""
-        images = ood_images(name, self.place.data, self.place.config.max_images)
+        images = self._ood_images(name)
         rows, _ = self._features(model, images, name)
         if not len(rows):
             raise DataError(f"set {name!r}: none of its {len(images)} images can be read")
@@ -117,6 +122,11 @@ class PhotoRecipe:
         if folder is None:
             raise DataError(f"{self.root}: has no folder test/<class>/, which a benchmark needs")
         return read_labelled(folder, splits.train.classes)
+
+    def _ood_images(self, name: str) -> Images:
+        if self.scaled:
+            return self.scaled.ood(name)
+        return ood_images(name, self.place.data, self.place.config.max_images)
 
     def _features(
         self, model: UnknownAwareClassifier, images: Images, what: str
