@@ -81,6 +81,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ({"training": {"recipe": "other"}}, "recipe"),
         ({"training": {"recipe": "small_images", "depth": 41}}, r"depth: expected 6 n \+ 4"),
         ({"name": "../up"}, "name: "),
+        ({"like": "cats_dog"}, "like: expected one of .*cats_dogs.*, got 'cats_dog'"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, changes, message: str) -> None:
@@ -88,6 +89,16 @@ def test_a_wrong_setting_is_named(tmp_path: Path, changes, message: str) -> None
     file.write_text(yaml.safe_dump(GOOD | changes))
     with pytest.raises(ConfigError, match=message):
         load_config(str(file))
+
+
+def test_a_file_like_a_shipped_one_gives_what_differs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"like": "cats_dogs", "name": "mine", "near": []}))
+    changed = {"name": "mine", "near": [], "apart": []}
+    with pytest.raises(ConfigError, match="apart: 'wild_cats'"):
+        load_config(str(file))
+    file.write_text(yaml.safe_dump({"like": "cats_dogs", **changed}))
+    assert load_config(str(file)) == load_config("cats_dogs").model_copy(update=changed)
 
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", "1: 2"])

@@ -165,6 +165,8 @@ def shipped() -> list[str]:
 def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> BenchmarkConfig:
     """Read a benchmark's settings.
 
+    With the key `like`, those that a file does not give are those of another shipped benchmark.
+
     Args:
         name_or_file: One of `shipped()`, or a YAML file.
         changes: Settings that replace those of the file where they are not None.
@@ -172,6 +174,25 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
     Raises:
         ConfigError: If there is no such file, or it is wrong; names the key.
     """
+    values = _read(name_or_file)
+    if (base := values.pop("like", None)) is not None:
+        if base not in shipped():
+            raise ConfigError(
+                f"{name_or_file}: like: expected one of {', '.join(shipped())}, got {base!r}"
+            )
+        values = _read(base) | values
+    values |= {key: value for key, value in (changes or {}).items() if value is not None}
+    try:
+        return BenchmarkConfig(**values)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
+    except TypeError as error:
+        raise ConfigError(f"{name_or_file}: keys must be words ({error})") from None
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    """The keys of a shipped benchmark or a YAML file."""
     if name_or_file in shipped():
         text = (
             resources.files("knownot.benchmark") / "configs" / f"{name_or_file}.yaml"
@@ -190,14 +211,7 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
         raise ConfigError(f"{name_or_file}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{name_or_file}: expected `key: value` lines")
-    values |= {key: value for key, value in (changes or {}).items() if value is not None}
-    try:
-        return BenchmarkConfig(**values)
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
-    except TypeError as error:
-        raise ConfigError(f"{name_or_file}: keys must be words ({error})") from None
+    return values
 
 
 def _scores(method: list[str] | OwnTraining) -> list[str]:
