@@ -94,6 +94,11 @@ class FeatureRows(Dataset[tuple[Tensor, Tensor]]):
         index, _ = drawn
         return self.rows[index], self.labels[index]
 
+    def __getitems__(self, drawn: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """A batch in two calls; there is nothing left to collate."""
+        indices = [index for index, _ in drawn]
+        return self.rows[indices], self.labels[indices]
+
 
 class AugmentedPhotos(Dataset[tuple[Tensor, int]]):
     """Photos for training end to end: decoded, cropped and mirrored at random."""
@@ -132,8 +137,12 @@ def training_batches(
         generator=torch.Generator(),  # else the loader disturbs the one that draws the outliers
         num_workers=config.n_workers,
         worker_init_fn=leave_to_trainer,
-        collate_fn=collate,
+        collate_fn=_as_they_are if isinstance(dataset, FeatureRows) else collate,
     )
+
+
+def _as_they_are(batch: Any) -> Any:
+    return batch
 
 
 def readable(
