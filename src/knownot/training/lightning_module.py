@@ -101,7 +101,7 @@ class VosTraining(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch's rows."""
-        means = self.epoch_sums / len(self.dataset)
+        means = self.epoch_sums / sum(self.batch_sizes)
         named = dict(zip(_LOGGED, means, strict=True))
         self.log_dict(named, sync_dist=self.config.ranks > 1)
 
