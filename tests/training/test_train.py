@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -346,6 +347,18 @@ def test_the_plan_says_when_windows_are_ready_and_what_is_wrong(tmp_path: Path) 
     assert json.dumps(plan.to_dict())
     answer = load(tmp_path / "m", backbone=tiny_backbone()).predict(noisy(COLOURS["red"], 3))[0]
     assert answer.nearest_class == "red"
+
+
+def test_logged_means_are_over_the_rows_that_took_part(tmp_path: Path) -> None:
+    """33 photos in batches of 16: a mean over all would stay below 1."""
+    colour_folder(tmp_path / "train", 16)
+    noisy(COLOURS["red"], 500).save(tmp_path / "train" / "red" / "one_more.png")
+    colour_folder(tmp_path / "val", 10, start=50)
+    run(tmp_path, tmp_path / "m", epochs=20)
+    with (tmp_path / "m" / "training" / "csv" / "metrics.csv").open() as file:
+        accuracies = [float(row["accuracy"]) for row in csv.DictReader(file)]
+    assert len(accuracies) == 20
+    assert accuracies[-1] == 1.0
 
 
 @pytest.mark.parametrize(("val", "noted"), [(19, True), (20, False)])
