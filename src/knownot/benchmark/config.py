@@ -28,7 +28,9 @@ class PhotoTraining(_Strict):
     recipe: Literal["photos"] = "photos"
     settings: dict[str, Any] = Field({}, description="of knownot train")
     pixels: int | None = Field(
-        None, ge=8, description="every image is first scaled to so many, as those of CIFAR are"
+        None,
+        ge=8,
+        description="every image of `known`, a set's name, and of others is first scaled so",
     )
 
 
@@ -175,12 +177,6 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
         ConfigError: If there is no such file, or it is wrong; names the key.
     """
     values = _read(name_or_file)
-    if (base := values.pop("like", None)) is not None:
-        if base not in shipped():
-            raise ConfigError(
-                f"{name_or_file}: like: expected one of {', '.join(shipped())}, got {base!r}"
-            )
-        values = _read(base) | values
     values |= {key: value for key, value in (changes or {}).items() if value is not None}
     try:
         return BenchmarkConfig(**values)
@@ -192,7 +188,7 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
 
 
 def _read(name_or_file: str) -> dict[str, Any]:
-    """The keys of a shipped benchmark or a YAML file."""
+    """The keys of a shipped benchmark or a YAML file, with those of the one that it is like."""
     if name_or_file in shipped():
         text = (
             resources.files("knownot.benchmark") / "configs" / f"{name_or_file}.yaml"
@@ -206,12 +202,18 @@ def _read(name_or_file: str) -> dict[str, Any]:
                 f"{', '.join(shipped())}"
             ) from None
     try:
-        values = yaml.safe_load(text)
+        values: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name_or_file}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{name_or_file}: expected `key: value` lines")
-    return values
+    if (base := values.pop("like", None)) is not None:
+        if base not in shipped():
+            raise ConfigError(
+                f"{name_or_file}: like: expected one of {', '.join(shipped())}, got {base!r}"
+            )
+        return _read(base) | values
+    return dict(values)
 
 
 def _scores(method: list[str] | OwnTraining) -> list[str]:

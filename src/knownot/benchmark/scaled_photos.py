@@ -34,7 +34,7 @@ class ScaledPhotos:
     def __init__(self, place: Workplace, side: int) -> None:
         self.place = place
         self.side = side
-        self.folder = place.output / "images"
+        self.folder = place.output / "images" / str(side)
 
     def known(self) -> Path:
         """The known set: `train`, `val` and `test`, each with a folder for every class.

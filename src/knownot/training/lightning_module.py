@@ -82,7 +82,7 @@ class VosTraining(L.LightningModule):
         if not torch.isfinite(loss):
             raise TrainingError(self._why_not_finite(inputs, output.features, task_loss))
         accuracy = (output.logits.argmax(1) == labels).float().mean()
-        # Logged once an epoch: Lightning's own running means take as long as a step on features.
+        # Logged once an epoch: Lightning's own running means take a good part of a step on features.
         measured = torch.stack([loss, share * task_loss, uncertainty, share * accuracy])
         self.epoch_sums += joint * measured.detach()
         total: Tensor = loss
