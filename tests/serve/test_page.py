@@ -273,10 +273,10 @@ def test_a_service_with_a_key_and_thumbnails(
         page.locator("#samples button").first.click()
         assert label(page) == "red"
         expect(page.locator("#similar")).to_contain_text("Most similar training photos")
-        page.wait_for_function(
-            """[...document.querySelectorAll("#similar img")]
-                .filter((picture) => picture.naturalWidth === 32).length === 3"""
-        )
+        pictures = page.locator("#similar img")
+        expect(pictures).to_have_count(3)
+        for picture in pictures.all():
+            expect(picture).to_have_js_property("naturalWidth", 32)
         page.get_by_role("button", name="日本語").click()
         expect(page.get_by_role("img", name="学習写真：red")).to_have_count(3)
         expect(page.locator("#similar li")).to_have_text(["red"] * 3)
