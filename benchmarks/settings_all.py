@@ -7,7 +7,7 @@ committed before the runs they judge:
 
 - **Settings of the network** (all but the start of VOS): the default stays unless validation
   accuracy is higher in the mean by more than two standard errors of the seeds' differences.
-- **Start of VOS**, 0.4, the paper's, among them: the rule of `altered_rule.py`.
+- **Start of VOS**, 0.4, the paper's, among them: the rule of `knownot.training.altered_rule`.
 
 The start was judged before by fresh virtual outliers instead of altered photos. Energy does not
 separate those at all, with VOS or without, so they could not tell starts apart; they are still
@@ -32,7 +32,6 @@ import torch
 from scipy.stats import sem
 
 import knownot
-from altered_rule import choose
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.cli.allocator import keep_freed_memory
 from knownot.core.energy import energy
@@ -40,6 +39,7 @@ from knownot.core.metrics import auroc, fpr95
 from knownot.data.altered import ALTERATIONS, alter
 from knownot.data.image_folder import read_labelled
 from knownot.models.classifier import CPU_BATCH, UnknownAwareClassifier
+from knownot.training.altered_rule import choose
 from knownot.training.config import make_config
 from knownot.training.train import train
 
@@ -130,14 +130,15 @@ def report(runs: list[dict[str, Any]]) -> None:
     for setting in dict.fromkeys(r["setting"] for r in runs):
         of_setting = sorted((r for r in runs if r["setting"] == setting), key=lambda r: r["seed"])
         columns = ("val_accuracy", "altered", "virtual", "virtual_auroc")
-        measured[setting] = {c: [100 * r[c] for r in of_setting] for c in columns}
+        measured[setting] = {c: [r[c] for r in of_setting] for c in columns}
     print("\n| | validation accuracy | FPR95, altered photos | virtual outliers | their AUROC |")
     print("|---|---|---|---|---|")
     for setting, columns_of in measured.items():
-        print(f"| {setting} | " + " | ".join(map(spread, columns_of.values())) + " |")
+        shown = (spread([100 * share for share in column]) for column in columns_of.values())
+        print(f"| {setting} | {' | '.join(shown)} |")
     if set(measured) >= {PAPER, *STARTS}:
         starts = {name: measured[name] for name in (PAPER, *STARTS)}
-        print(f"\nstart: {choose(starts, PAPER, VAL_PHOTOS)}")
+        print(f"\nstart: {choose(starts, PAPER, VAL_PHOTOS, VAL_PHOTOS)}")
     if set(measured) >= {DEFAULT, *NETWORK}:
         print(f"network: {better_networks(measured) or DEFAULT}")
 

@@ -5,7 +5,8 @@
     python -m benchmarks weight --on cifar10_small --data data/    # 2 h of one core
 
 Every weight is trained with seeds that no other figure uses. The rule, written down and committed
-before the OOD figures of what it chose, is that of `altered_rule.py`, which chose the start of VOS.
+before the OOD figures of what it chose, is that of `knownot.training.altered_rule`, which chose the start
+of VOS. `knownot train --vos-weight auto` does the same with the one seed it has.
 
 Prints the table and the choice; writes `weight_NAME.json`. A run already there is not repeated. What the
 choice is worth on OOD sets, afterwards, on the same models:
@@ -23,7 +24,6 @@ from typing import Any
 
 from torch import Tensor
 
-from altered_rule import ACCURACY, ALTERED, choose
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.benchmark.arrays import Arrays, from_backbone_features
 from knownot.benchmark.config import load_config
@@ -34,9 +34,9 @@ from knownot.core.energy import energy
 from knownot.core.metrics import fpr95
 from knownot.data.altered import ALTERATIONS
 from knownot.data.kept_files import write_whole
+from knownot.training.altered_rule import ACCURACY, ALTERED, choose
+from knownot.training.weight_choice import PAPER, WEIGHTS
 
-PAPER = 0.1
-WEIGHTS = [0.0, PAPER, 0.3, 1.0, 3.0, 10.0]
 SEEDS = [10, 11, 12]
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--on", default="cats_dogs", help="a configuration of knownot benchmark")
     parser.add_argument("--data", type=Path, default=default_data(), help="photos")
-    parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS)
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, *WEIGHTS])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--models", type=Path, help="(default: weight-NAME)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -88,11 +88,12 @@ def run(recipe: Recipe, name: str, seed: int) -> dict[str, Any]:
         altered = from_backbone_features(model, rows, None)
         return fpr95(energy(val.logits), energy(altered.logits))
 
-    rows_of = zip(ALTERATIONS, recipe.altered(model, (name, seed)), strict=True)
-    each = {alteration: separated(rows) for alteration, rows in rows_of}
+    altered = recipe.altered(model, (name, seed))
+    each = {kind: separated(rows) for kind, rows in zip(ALTERATIONS, altered, strict=True)}
     return {
         ACCURACY: accuracy(val),
         "images": len(val),
+        "altered_images": len(altered[0]),
         ALTERED: mean(each.values()),
         "altered_each": each,
     }
@@ -108,12 +109,15 @@ def report(runs: list[dict[str, Any]]) -> None:
     measured: dict[float, dict[str, list[float]]] = {}
     for weight in sorted({r["weight"] for r in runs}):
         of_weight = sorted((r for r in runs if r["weight"] == weight), key=lambda r: r["seed"])
-        columns = {c: [100 * r[c] for r in of_weight] for c in (ACCURACY, ALTERED)}
-        print(f"| {weight:g} | {spread(columns[ACCURACY])} | {spread(columns[ALTERED])} |")
+        columns = {c: [r[c] for r in of_weight] for c in (ACCURACY, ALTERED)}
+        shown = (spread([100 * share for share in column]) for column in columns.values())
+        print(f"| {weight:g} | {' | '.join(shown)} |")
         if weight > 0:  # without VOS: to compare with, no candidate
             measured[weight] = columns
     if PAPER in measured:
-        print(f"\nchosen: {choose(measured, PAPER, runs[0]['images']):g}")
+        print(
+            f"\nchosen: {choose(measured, PAPER, runs[0]['images'], runs[0]['altered_images']):g}"
+        )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class PhotoRecipe:
         config = self._config(training, seed)
         if not (config.output / "config.json").is_file():
             # An interrupted run goes on from its last complete epoch.
-            if RunFolder(config.model_copy(update={"overwrite": True})).checkpoint():
+            if RunFolder(config.model_copy(update={"overwrite": True})).begun:
                 config = config.model_copy(update={"resume": True})
             reporter = _Stages(self._stage)
             train(

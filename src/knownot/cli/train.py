@@ -75,7 +75,12 @@ def train(
         float | None, typer.Option(help="Set aside if there is no val/ folder. (default: 0.2)")
     ] = None,
     vos_weight: Annotated[
-        float | None, _method(help="beta; 0 trains without VOS. (default: 0.1)")
+        str | None,
+        _method(
+            help="beta; 0 trains without VOS; auto trains with five and lets altered validation "
+            "photos choose. (default: 0.1)",
+            metavar="<float>|auto",
+        ),
     ] = None,
     vos_start: Annotated[
         float | None,

@@ -100,6 +100,19 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise DataError(f"{folder}: is no model folder and is not overwritten; choose another name")
 
 
+def move(folder: Path, to: Path, overwrite: bool = False) -> None:
+    """Give a finished model folder another name on the same disk, all of it or nothing.
+
+    Raises:
+        DataError: If that name is taken and is not to be replaced, or cannot be written.
+    """
+    check_free(to, overwrite)
+    try:
+        _replace(folder, to)
+    except OSError as error:
+        raise DataError(f"{to}: cannot be written ({error.strerror})") from None
+
+
 def load(
     folder: str | Path,
     *,

@@ -5,11 +5,13 @@ One set for each task: `TrainConfig` for classifiers, `DetectionConfig` for dete
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from knownot.core.gaussians import Shrinkage
 from knownot.core.other_outliers import OutlierName
@@ -36,7 +38,9 @@ class CommonConfig(BaseModel):
     lr: float = Field(1e-3, gt=0, description="learning rate of all but the backbone")
     backbone_lr: float = Field(2e-4, gt=0, description="learning rate of the backbone")
     weight_decay: float = Field(1e-4, ge=0)
-    vos_weight: float = Field(0.1, ge=0, description="beta; 0 trains without VOS")
+    vos_weight: float | Literal["auto"] = Field(
+        0.1, description="beta; 0 trains without VOS; auto: by altered validation photos"
+    )
     vos_start: float | None = Field(None, ge=0, le=1, description="share of the steps before VOS")
     queue_size: int = Field(1000, ge=1, description="features remembered per class, Q")
     draws_per_class: float = Field(10_000.0, ge=1, description="n; 1/n is the tail probability")
@@ -58,6 +62,19 @@ class CommonConfig(BaseModel):
     seed: int = Field(0, ge=0)
     resume: bool = Field(False, description="go on with an interrupted run")
     overwrite: bool = Field(False, description="replace an existing model folder")
+
+    @field_validator("vos_weight", mode="plain")
+    @classmethod
+    def _weight(cls, value: Any) -> float | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        try:
+            weight = float(value)
+        except (TypeError, ValueError):
+            weight = -1.0
+        if not 0 <= weight < math.inf:
+            raise PydanticCustomError("vos_weight", "expected a number, 0 or more, or auto")
+        return weight
 
     @property
     def n_epochs(self) -> int:
@@ -90,6 +107,7 @@ class CommonConfig(BaseModel):
 
     def vos_settings(self, num_classes: int, feature_dim: int) -> VosSettings:
         """Settings of the loss; "auto" takes windows up to 512 MiB, then streaming moments."""
+        assert not isinstance(self.vos_weight, str)  # "auto" trains with numbers
         gaussians = self.gaussians
         if gaussians == "auto":
             window_bytes = 4 * num_classes * self.queue_size * feature_dim
@@ -169,6 +187,13 @@ class DetectionConfig(CommonConfig):
     strict: bool = Field(False, description="stop on wrong annotations instead of leaving them out")
     start_from: Path | None = Field(None, description="finished detector that VOS is added to")
     map_tolerance: float = Field(0.005, ge=0, description="mAP that adding VOS may cost")
+
+    @field_validator("vos_weight")
+    @classmethod
+    def _number(cls, value: float | Literal["auto"]) -> float:
+        if value == "auto":
+            raise PydanticCustomError("vos_weight", "auto is for classifiers; expected a number")
+        return value
 
     @property
     def n_epochs(self) -> int:

@@ -9,6 +9,9 @@ from typing import Any
 
 from knownot.training.config import CommonConfig
 
+TRAINING = "training"  # the folder, in a model folder
+SETTINGS, METRICS, SKIPPED = "config.yaml", "metrics.json", "skipped.json"
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -24,13 +27,24 @@ class TrainResult:
     metrics: dict[str, Any]
     skipped: dict[Path, str] = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, folder: Path) -> TrainResult:
+        """The result that a training left in a model folder."""
+        training = folder / TRAINING
+        skipped = json.loads((training / SKIPPED).read_text())
+        return cls(
+            folder,
+            json.loads((training / METRICS).read_text()),
+            {Path(path): reason for path, reason in skipped.items()},
+        )
+
 
 def write_training_files(
     training: Path, config: CommonConfig, metrics: dict[str, Any], skipped: dict[Path, str]
 ) -> None:
     """Write resolved settings, numbers and skipped photos to a new folder."""
     training.mkdir()
-    (training / "config.yaml").write_text(config.to_yaml())
-    (training / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (training / SETTINGS).write_text(config.to_yaml())
+    (training / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     listed = {str(path): reason for path, reason in skipped.items()}
-    (training / "skipped.json").write_text(json.dumps(listed, indent=2) + "\n")
+    (training / SKIPPED).write_text(json.dumps(listed, indent=2) + "\n")

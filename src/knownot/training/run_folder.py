@@ -25,17 +25,23 @@ class RunFolder:
         self.root = config.output.parent / f".{config.output.name}.run"
         self.logs = self.root / "logs"
         self.checkpoints = self.root / "checkpoints"
+        self.candidates = self.root / "candidates"
         if config.resume and not self.root.is_dir():
             finished = (config.output / CONFIG).is_file()
             remedy = "it is finished" if finished else "leave --resume out to start one"
             raise ConfigError(f"resume: no interrupted run for {config.output}; {remedy}")
         if config.resume:
             self._check_same()
-        elif self.checkpoint() and not config.overwrite:
+        elif self.begun and not config.overwrite:
             raise ConfigError(
                 f"{config.output}: an interrupted run is kept; add --resume to go on with it, or "
                 "--overwrite to start anew"
             )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is work to go on with: an epoch, or a training of several."""
+        return self.checkpoint() is not None or self.candidates.is_dir()
 
     def open(self, skipped: dict[Path, str]) -> None:
         """Make the folder; what an earlier run left is removed unless this one resumes it.

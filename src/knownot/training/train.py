@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from knownot.core.energy import energy
+from knownot.core.metrics import fpr95
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
 from knownot.data.thumbnails import FOLDER, write_thumbnails
 from knownot.errors import DataError
@@ -28,8 +32,9 @@ from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.lightning_module import VosTraining
 from knownot.training.plan import make_plan, steps_per_epoch
 from knownot.training.ranks import Ranks, check_shares, find_ranks
-from knownot.training.result import TrainResult, write_training_files
+from knownot.training.result import TRAINING, TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
+from knownot.training.weight_choice import train_with_chosen_weight
 
 # Called as `VirtualOutlierLoss` is: features (N, D), logits (N, K), labels (N,) to a scalar loss.
 PeerLoss = Callable[[UnknownAwareClassifier], torch.nn.Module]
@@ -68,6 +73,9 @@ def train(
     ranks = find_ranks(config)
     config = ranks.settled(config)
     reporter = reporter if reporter and ranks.first else Silent()
+    if config.vos_weight == "auto":
+        again = partial(train, backbone=backbone, cache=cache, peer=peer)
+        return train_with_chosen_weight(config, ranks, reporter, again)
     device = ranks.device(config.device)
     ranks.wait()
     run = RunFolder(config)
@@ -97,15 +105,16 @@ def train(
     kept = cache if config.finetune == "head" else None
     altered = altered_features(model, splits.val.paths, kept, reporter.stage)
     model.calibrate(val.rows, config.classwise, altered)
-    metrics = _metrics(model, learned, val) | {
+    metrics = _metrics(model, learned, val) | _on_altered(model, val, altered)
+    metrics |= {
         "finetune": config.finetune,
         "seconds": time.monotonic() - started,
     }
     model.card = model_card(model, metrics)
 
     def add_training_files(folder: Path) -> None:
-        write_training_files(folder / "training", config, metrics, skipped)
-        run.copy_logs(folder / "training")
+        write_training_files(folder / TRAINING, config, metrics, skipped)
+        run.copy_logs(folder / TRAINING)
         if config.keep_thumbnails:
             _write_thumbnails(folder / FOLDER, model, paths, learned.labels, reporter)
 
@@ -238,6 +247,23 @@ def _metrics(
         "threshold": model.threshold(),
         "radius_ratio": model.vos.radius_ratio,
         "vos_started": model.vos.started,
+    }
+
+
+@torch.no_grad()
+def _on_altered(
+    model: UnknownAwareClassifier, val: FeatureRows, altered: list[Tensor]
+) -> dict[str, Any]:
+    """How well energy tells photos that show no class any more from validation photos."""
+
+    def energies(rows: Tensor) -> Tensor:
+        return energy(model.classify(rows.to(model.device)).logits).cpu()
+
+    known = energies(val.rows)
+    each = [fpr95(known, energies(rows)) for rows in altered if len(rows)]
+    return {
+        "altered_fpr95": mean(each) if each else None,
+        "n_altered": len(altered[0]) if altered else 0,
     }
 
 
