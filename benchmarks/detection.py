@@ -130,7 +130,7 @@ class Branching(Silent):
         self.folders = RunFolder(config), RunFolder(other)
         self.epoch = epoch
 
-    def callbacks(self) -> list[Callback]:
+    def callbacks(self, steps: str = "training steps") -> list[Callback]:
         """The copy, made when the epoch begins."""
         return [LambdaCallback(on_train_epoch_start=self._copy)]
 

@@ -136,6 +136,19 @@ def test_train_json_is_one_object_and_the_plan_is_silent(
     assert "Plan" not in result.err
 
 
+def test_the_weight_is_chosen_where_it_is_auto(
+    knownot_command: Run, photos: Path, tmp_path: Path
+) -> None:
+    result = knownot_command("train", photos, "-o", tmp_path / "m", *SMALL, "--vos-weight", "auto")
+    assert result.code == 0
+    assert "training steps, weight 0.3" in result.err
+    settings = yaml.safe_load((tmp_path / "m" / "training" / "config.yaml").read_text())
+    row = next(line for line in result.out.splitlines() if "weight of VOS" in line)
+    assert f"{settings['vos_weight']:g}, chosen of 0.1, 0.3, 1, 3, 10" in row
+    again = knownot_command("predict", tmp_path / "m", photos / "val", "--json")
+    assert again.code == 0
+
+
 def test_an_existing_model_is_kept(knownot_command: Run, photos: Path, model: Path) -> None:
     before = (model / "model.safetensors").stat().st_mtime_ns
     result = knownot_command("train", photos, "-o", model, *SMALL)

@@ -76,7 +76,7 @@ class Told(Silent):
     def plan(self, plan: Plan) -> None:
         self.plans.append(plan)
 
-    def callbacks(self) -> list[L.Callback]:
+    def callbacks(self, steps: str = "training steps") -> list[L.Callback]:
         self.trainings += 1
         press = self.trainings == self.interrupted
 
@@ -105,7 +105,7 @@ def test_the_chosen_model_is_that_of_its_weight(photos: Path, tmp_path: Path, fi
     assert tuple(measured) == WEIGHTS
     weight = choose(measured, 0.1, result.metrics["n_val"], result.metrics["n_altered"])
     settings = yaml.safe_load((training / "config.yaml").read_text())
-    assert settings["vos_weight"] == weight
+    assert settings["vos_weight"] == result.metrics["vos_weight"] == weight
     assert settings["output"] == str(tmp_path / "auto")
     direct = run(photos, tmp_path / "direct", finetune=finetune, vos_weight=weight)
     assert same_weights(tmp_path / "auto", tmp_path / "direct")

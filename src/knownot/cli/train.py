@@ -269,13 +269,13 @@ class _Printer:
         for text in plan.notes:
             note.print(f"[yellow]note:[/] {text}", soft_wrap=True)
 
-    def callbacks(self) -> list[Any]:
+    def callbacks(self, steps: str = "training steps") -> list[Any]:
         """A progress bar for the epochs."""
         if self.quiet:
             return []
         from knownot.cli.training_bar import EpochBar
 
-        return [EpochBar(self.stage)]
+        return [EpochBar(self.stage, steps)]
 
 
 def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
@@ -293,6 +293,9 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
     for name, value in list(each.items())[:20]:
         table.add_row(f"  {escape(name)}", "none shown" if value is None else percent(value))
     table.add_row("photos", f"{metrics['n_train']} train, {metrics['n_val']} validation")
+    if "vos_weight_candidates" in metrics:
+        of = ", ".join(metrics["vos_weight_candidates"])
+        table.add_row("weight of VOS", f"{metrics['vos_weight']:g}, chosen of {of}")
     if "val_map_before" in metrics:
         table.add_row("mAP before, after VOS", _before_and_after(metrics))
     if detector:

@@ -34,8 +34,8 @@ class Reporter(Protocol):
     def stage(self, name: str, total: int) -> Callable[[int], None]:
         """A stage of `total` photos begins; the result is called with photos done."""
 
-    def callbacks(self) -> list[Callback]:
-        """Lightning callbacks, such as a progress bar."""
+    def callbacks(self, steps: str = "training steps") -> list[Callback]:
+        """Lightning callbacks, such as a progress bar of the steps under that name."""
 
 
 class Silent:
@@ -48,7 +48,7 @@ class Silent:
         """Count nothing."""
         return lambda done: None
 
-    def callbacks(self) -> list[Callback]:
+    def callbacks(self, steps: str = "training steps") -> list[Callback]:
         """No callbacks."""
         return []
 

@@ -66,6 +66,7 @@ def train_with_chosen_weight(
     result = results[chosen]
     metrics = result.metrics | {
         "seconds": sum(of_one.metrics["seconds"] for of_one in results.values()),
+        "vos_weight": chosen,
         "vos_weight_candidates": {
             f"{weight:g}": {k: of_one.metrics[k] for k in ("val_accuracy", "altered_fpr95")}
             for weight, of_one in results.items()
@@ -133,6 +134,6 @@ class _Teller:
             return lambda done: None
         return self.reporter.stage(name, total)
 
-    def callbacks(self) -> list[Callback]:
+    def callbacks(self, steps: str = "training steps") -> list[Callback]:
         """The caller's."""
-        return self.reporter.callbacks()
+        return self.reporter.callbacks(f"{steps}, weight {self.weight:g}")
