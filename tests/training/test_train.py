@@ -41,14 +41,6 @@ from tests.helpers import (
 )
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    colour_folder(root / "train", 40)
-    colour_folder(root / "val", 60, start=100)
-    return root
-
-
 def settings(photos: Path, output: Path, **changes: Any) -> TrainConfig:
     flags = {"data": photos, "output": output, "image_size": 32, "bottleneck": 4, "epochs": 6}
     flags |= {"batch_size": 16, "lr": 0.01, "backbone_lr": 0.003, "workers": 0, "queue_size": 20}

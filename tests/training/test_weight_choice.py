@@ -20,7 +20,7 @@ from knownot.training.fit import Silent
 from knownot.training.plan import Plan
 from knownot.training.train import train
 from knownot.training.weight_choice import WEIGHTS
-from tests.helpers import colour_folder, tiny_backbone
+from tests.helpers import tiny_backbone
 
 PHOTOS = 1000  # one standard error: 0.3 points of an accuracy of 99 %, 1.6 of an FPR95 of 50 %
 
@@ -45,14 +45,6 @@ def test_the_rule_takes_what_tells_altered_photos_best_at_no_loss_of_accuracy() 
     # With several seeds their own spread says what chance is.
     assert chosen(paper=([0.99, 0.99], [0.50, 0.52]), a=([0.99, 0.99], [0.49, 0.51])) == "a"
     assert chosen(paper=([0.99, 0.99], [0.50, 0.52]), a=([0.99, 0.99], [0.53, 0.45])) == "paper"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    colour_folder(root / "train", 40)
-    colour_folder(root / "val", 60, start=100)
-    return root
 
 
 def run(photos: Path, output: Path, reporter: Silent | None = None, **changes: Any) -> Any:
@@ -123,6 +115,7 @@ def test_an_interrupted_choice_goes_on(photos: Path, tmp_path: Path, interrupted
     told = Told()
     resumed = run(photos, tmp_path / "broken", told, resume=True)
     assert told.trainings == len(WEIGHTS) - interrupted + 1  # none twice
+    assert len(told.plans) == 1
     assert not (tmp_path / ".broken.run").exists()
     assert same_weights(tmp_path / "whole", tmp_path / "broken")
     compared = "vos_weight_candidates"

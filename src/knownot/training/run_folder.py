@@ -12,9 +12,11 @@ from knownot.errors import ConfigError, DataError
 from knownot.models.hub import CONFIG
 from knownot.training.config import Config
 
-# Settings that may differ when an interrupted run goes on: they do not touch its result.
+# What concerns the scores and calibration of a network that is trained.
+AFTER_TRAINING = {"alpha", "classwise", "knn_k"}
+# Settings that may differ when an interrupted run goes on: they do not touch what is trained.
 _FREE_ON_RESUME = {"device", "devices", "num_nodes", "workers", "resume", "overwrite"}
-_FREE_ON_RESUME |= {"alpha", "classwise", "knn_k"}
+_FREE_ON_RESUME |= AFTER_TRAINING
 
 
 class RunFolder:

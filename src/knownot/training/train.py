@@ -105,8 +105,9 @@ def train(
     kept = cache if config.finetune == "head" else None
     altered = altered_features(model, splits.val.paths, kept, reporter.stage)
     model.calibrate(val.rows, config.classwise, altered)
-    metrics = _metrics(model, learned, val) | _on_altered(model, val, altered)
-    metrics |= {
+    metrics = {
+        **_metrics(model, learned, val),
+        **_on_altered(model, val, altered),
         "finetune": config.finetune,
         "seconds": time.monotonic() - started,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
+from knownot.data.kept_files import write_whole
 from knownot.errors import ConfigError
 from knownot.models.hub import CONFIG
 from knownot.models.model_folder import check_free, move
@@ -22,7 +23,7 @@ from knownot.training.fit import Reporter
 from knownot.training.plan import Plan
 from knownot.training.ranks import Ranks
 from knownot.training.result import METRICS, SETTINGS, TRAINING, TrainResult
-from knownot.training.run_folder import RunFolder
+from knownot.training.run_folder import AFTER_TRAINING, RunFolder
 
 PAPER = 0.1
 WEIGHTS = (PAPER, 0.3, 1.0, 3.0, 10.0)
@@ -56,12 +57,16 @@ def train_with_chosen_weight(
     check_free(config.output, config.overwrite)
     run.open({})
     results: dict[float, TrainResult] = {}
+    first = True  # of those that are not finished
     for weight in WEIGHTS:
-        # What all have in common is computed once where the backbone is frozen.
-        again = bool(results) and config.finetune == "head"
         one = _one(config, weight, run.candidates / f"{weight:g}")
-        teller = _Teller(reporter, weight, plan=not results, stages=not again)
-        results[weight] = _finished(one) or train(one, teller)
+        finished = _finished(one)
+        if finished is None:
+            # What all have in common is computed once where the backbone is frozen.
+            stages = first or config.finetune == "all"
+            finished = train(one, _Teller(reporter, weight, plan=first, stages=stages))
+            first = False
+        results[weight] = finished
     chosen = _choose(results)
     result = results[chosen]
     metrics = result.metrics | {
@@ -74,8 +79,8 @@ def train_with_chosen_weight(
     }
     training = result.folder / TRAINING
     final = config.model_copy(update={"vos_weight": chosen, "resume": False})
-    (training / SETTINGS).write_text(final.to_yaml())
-    (training / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+    write_whole(training / SETTINGS, lambda f: f.write_text(final.to_yaml()))
+    write_whole(training / METRICS, lambda f: f.write_text(json.dumps(metrics, indent=2) + "\n"))
     move(result.folder, config.output, config.overwrite)
     run.remove()
     return TrainResult(config.output, metrics, result.skipped)
@@ -94,9 +99,7 @@ def _finished(one: TrainConfig) -> TrainResult | None:
     if not (one.output / CONFIG).is_file():
         return None
     before = make_config({}, one.output / TRAINING / SETTINGS)
-    same = all(
-        getattr(before, name) == getattr(one, name) for name in ("alpha", "classwise", "knn_k")
-    )
+    same = all(getattr(before, name) == getattr(one, name) for name in AFTER_TRAINING)
     return TrainResult.read(one.output) if same else None
 
 
