@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from knownot.errors import ConfigError
+from knownot.errors import ConfigError, DataError
 from knownot.training.altered_rule import ACCURACY, ALTERED, choose
 from knownot.training.config import make_config
 from knownot.training.fit import Silent
@@ -127,6 +127,24 @@ def test_an_interrupted_choice_goes_on_with_another_alpha(photos: Path, tmp_path
         run(photos, tmp_path / "m", Told(3))
     result = run(photos, tmp_path / "m", resume=True, alpha=0.1)
     assert result.metrics["alpha"] == 0.1
+
+
+def test_wrong_photos_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        run(tmp_path / "nowhere", tmp_path / "m")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_new_choice_does_not_take_what_an_interrupted_one_finished(
+    photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "m", Told(3), seed=1)
+    told = Told()
+    run(photos, tmp_path / "m", told, seed=2, overwrite=True)
+    assert told.trainings == len(WEIGHTS)
+    run(photos, tmp_path / "fresh", seed=2)
+    assert same_weights(tmp_path / "m", tmp_path / "fresh")
 
 
 def test_a_finished_model_is_not_replaced_unasked(photos: Path, tmp_path: Path) -> None:

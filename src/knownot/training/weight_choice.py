@@ -55,16 +55,13 @@ def train_with_chosen_weight(
         )
     run = RunFolder(config)
     check_free(config.output, config.overwrite)
-    run.open({})
     results: dict[float, TrainResult] = {}
     first = True  # of those that are not finished
     for weight in WEIGHTS:
         one = _one(config, weight, run.candidates / f"{weight:g}")
-        finished = _finished(one)
+        finished = _finished(one) if config.resume else None
         if finished is None:
-            # What all have in common is computed once where the backbone is frozen.
-            stages = first or config.finetune == "all"
-            finished = train(one, _Teller(reporter, weight, plan=first, stages=stages))
+            finished = train(one, _Teller(reporter, config, weight, run if first else None))
             first = False
         results[weight] = finished
     chosen = _choose(results)
@@ -91,7 +88,7 @@ def _one(config: TrainConfig, weight: float, output: Path) -> TrainConfig:
     one = config.model_copy(
         update={"vos_weight": weight, "output": output, "resume": False, "overwrite": True}
     )
-    return one.model_copy(update={"resume": RunFolder(one).begun})
+    return one.model_copy(update={"resume": config.resume and RunFolder(one).begun})
 
 
 def _finished(one: TrainConfig) -> TrainResult | None:
@@ -115,21 +112,25 @@ def _choose(results: dict[float, TrainResult]) -> float:
 
 
 class _Teller:
-    """Tells the caller's reporter of one of several trainings."""
+    """Tells the caller's reporter of one of several trainings; the first begins `run`."""
 
-    def __init__(self, reporter: Reporter, weight: float, plan: bool, stages: bool) -> None:
-        self.reporter, self.weight = reporter, weight
-        self.tells_plan, self.tells_stages = plan, stages
+    def __init__(
+        self, reporter: Reporter, config: TrainConfig, weight: float, run: RunFolder | None
+    ) -> None:
+        self.reporter, self.weight, self.run = reporter, weight, run
+        # What all have in common is computed once where the backbone is frozen.
+        self.tells_stages = run is not None or config.finetune == "all"
 
     def plan(self, plan: Plan) -> None:
-        """The plan that all trainings share."""
-        if self.tells_plan:
+        """The plan that all trainings share: settings and photos are looked at, nothing is written."""
+        if self.run is not None:
             *first, last = (f"{weight:g}" for weight in WEIGHTS)
             note = (
                 f"vos_weight auto: {len(WEIGHTS)} such trainings, with {', '.join(first)} and "
                 f"{last}; altered validation photos choose among them"
             )
             self.reporter.plan(replace(plan, notes=[note, *plan.notes]))
+            self.run.open({})
 
     def stage(self, name: str, total: int) -> Callable[[int], None]:
         """A stage of this training begins."""
