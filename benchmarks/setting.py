@@ -48,7 +48,9 @@ OF_THE_LOSS = {"vos_weight", "vos_start", "outliers_per_class", "draws_per_class
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--on", default="cats_dogs", help="a configuration of knownot benchmark")
+    parser.add_argument(
+        "--on", default="cats_dogs", help="a configuration of knownot benchmark, or a file of one"
+    )
     parser.add_argument("--setting", default="vos_weight", help="its name in settings.yaml")
     parser.add_argument(
         "--values",
@@ -69,8 +71,8 @@ def main() -> None:
         }
         for value in options.values
     }
-    name = f"{options.setting}_{options.on}"
     config = load_config(options.on, {"methods": methods, "tables": {}})
+    name = f"{options.setting}_{config.name}"
     models = options.models or Path(f"setting-{name}".replace("_", "-"))
     place = Workplace(config, options.data, models)
     recipe = make_recipe(place)

@@ -36,7 +36,13 @@ TRAININGS: dict[str, Training] = {
         "cross-entropy, the backbone's features straight into the last layer",
         {"vos_weight": 0.0, "bottleneck": 0},
     ),
-    "vos": Training("VOS, monotone φ (the package's default)"),
+    "vos": Training("VOS, monotone φ (the package's)"),
+    "vos-t-1": Training("VOS, monotone φ, the paper's t = 1", {"outliers_per_class": 1}),
     "vos-free-phi": Training("VOS, the paper's free φ", {"phi": "free"}),
-    "vos-pytorch-ood": Training("VOS by pytorch-ood's loss", peer=_pytorch_ood_vos),
+    "vos-pytorch-ood": Training(
+        "VOS by pytorch-ood's loss, its t = 1", {"outliers_per_class": 1}, peer=_pytorch_ood_vos
+    ),
+    "vos-pytorch-ood-t-16": Training(
+        "VOS by pytorch-ood's loss, t = 16", {"outliers_per_class": 16}, peer=_pytorch_ood_vos
+    ),
 }

@@ -93,7 +93,8 @@ def train(
         float | None, _method(help="Draws they are the least likely of. (default: 1e4)")
     ] = None,
     outliers_per_class: Annotated[
-        int | None, _method(help="Virtual outliers per class and step. (default: 1)")
+        int | None,
+        _method(help="Virtual outliers per class and step. (default: 1 to 16, detector 1)"),
     ] = None,
     tail_probability: Annotated[
         float | None, _method(help="Tail they come from. (default: 1 / draws)")

@@ -20,6 +20,8 @@ from knownot.data.detection_folder import looks_like_detection
 from knownot.errors import ConfigError
 from knownot.models.unknown_aware import VosSettings
 
+_OUTLIERS_OF_A_STEP = 256
+
 
 class CommonConfig(BaseModel):
     """What training runs of both tasks depend on. An unknown key is an error."""
@@ -44,7 +46,11 @@ class CommonConfig(BaseModel):
     vos_start: float | None = Field(None, ge=0, le=1, description="share of the steps before VOS")
     queue_size: int = Field(1000, ge=1, description="features remembered per class, Q")
     draws_per_class: float = Field(10_000.0, ge=1, description="n; 1/n is the tail probability")
-    outliers_per_class: int = Field(1, ge=1, description="virtual outliers kept per class, t")
+    outliers_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="virtual outliers kept per class, t; 1 to 16 by the classes, detector 1",
+    )
     tail_probability: float | None = Field(None, gt=0, lt=1, description="instead of draws")
     radius_ratio: float | None = Field(None, gt=0, description="stretch outliers to this ratio")
     phi: PhiName = "monotone"
@@ -96,6 +102,10 @@ class CommonConfig(BaseModel):
         """Share of the steps before VOS, with the default of the way of training."""
         raise NotImplementedError  # abstract
 
+    def outliers_for(self, num_classes: int) -> int:
+        """Virtual outliers of a class and step, t."""
+        return self.outliers_per_class or 1  # the paper's
+
     @property
     def ranks(self) -> int:
         """Processes that share a step, R."""
@@ -116,7 +126,7 @@ class CommonConfig(BaseModel):
             weight=self.vos_weight,
             queue_size=self.queue_size,
             draws_per_class=self.draws_per_class,
-            outliers_per_class=self.outliers_per_class,
+            outliers_per_class=self.outliers_for(num_classes),
             tail_probability=self.tail_probability,
             radius_ratio=self.radius_ratio,
             phi=self.phi,
@@ -168,6 +178,11 @@ class TrainConfig(CommonConfig):
     def standardised(self) -> bool:
         """Whether features are standardised, with the default of the way of training."""
         return self.finetune == "head" if self.standardise is None else self.standardise
+
+    def outliers_for(self, num_classes: int) -> int:
+        # Altered validation photos chose 16 for 2 and for 10 classes (docs/ablations.md); all classes
+        # together get what a batch of 128 easily carries.
+        return self.outliers_per_class or min(max(_OUTLIERS_OF_A_STEP // num_classes, 1), 16)
 
     def bottleneck_for(self, backbone_dim: int) -> int | None:
         """Width of the bottleneck for a backbone of this width; None for no bottleneck."""
