@@ -420,6 +420,21 @@ def test_many_wide_classes_take_streaming_moments() -> None:
     assert make_config({"data": Path("p"), "bottleneck": 0}).bottleneck_for(1280) is None
 
 
+@pytest.mark.parametrize(("classes", "outliers"), [(2, 16), (16, 16), (100, 2), (1000, 1)])
+def test_outliers_of_a_step_are_bounded_for_any_number_of_classes(
+    classes: int, outliers: int
+) -> None:
+    config = make_config({"data": Path("p"), "task": "classify"})
+    assert config.vos_settings(classes, 64).outliers_per_class == outliers
+    told = config.model_copy(update={"outliers_per_class": 3})
+    assert told.vos_settings(classes, 64).outliers_per_class == 3
+
+
+def test_a_detector_draws_the_papers_one_outlier_of_a_class() -> None:
+    config = make_config({"data": Path("p"), "task": "detect"})
+    assert config.vos_settings(5, 128).outliers_per_class == 1
+
+
 def test_pixels_helper_matches_saved_photos(tmp_path: Path) -> None:
     """The helper's tensors are what reading the saved files gives."""
     path = tmp_path / "a.png"
