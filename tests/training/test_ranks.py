@@ -39,7 +39,7 @@ from tests.helpers import colour_folder
 
 # Normalised by group: statistics of batches are those of each process's own photos.
 ARCH = {"arch": "test_efficientnet_gn", "weights": "none", "image_size": 32, "workers": 0}
-ARCH |= {"batch_size": 16, "queue_size": 20, "device": "cpu", "finetune": "all"}
+ARCH |= {"batch_size": 16, "queue_size": 20, "device": "cpu", "finetune": "all", "head_first": True}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,8 @@ def settings(photos: Path, output: Path, **changes: Any) -> TrainConfig:
 
 
 def command(photos: Path, output: Path, *more: object) -> list[str]:
-    flags = [part for k, v in ARCH.items() for part in ("--" + k.replace("_", "-"), v)]
+    named = {"--" + k.replace("_", "-"): v for k, v in ARCH.items()}
+    flags = [part for k, v in named.items() for part in ([k] if v is True else [k, v])]
     return ["-m", "knownot", *map(str, ["train", photos, "-o", output, *flags, *more])]
 
 

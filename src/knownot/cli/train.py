@@ -54,6 +54,14 @@ def train(
     bottleneck_relu: Annotated[
         bool | None, typer.Option(help="ReLU behind it. (default: yes)")
     ] = None,
+    head_first: Annotated[
+        bool | None,
+        typer.Option(help="With all: the head by itself first. (default: if pretrained)"),
+    ] = None,
+    fix_norms: Annotated[
+        bool | None,
+        typer.Option(help="With all: keep batch norms' statistics. (default: if pretrained)"),
+    ] = None,
     standardise: Annotated[
         bool | None,
         typer.Option(help="Unit length and variance before it. (default: head yes, all no)"),
@@ -68,7 +76,8 @@ def train(
         float | None, typer.Option(help="Learning rate of the head. (default: 1e-3)")
     ] = None,
     backbone_lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the backbone. (default: 2e-4)")
+        float | None,
+        typer.Option(help="Of the backbone. (default: 5e-5; from nothing, or a detector: 2e-4)"),
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="(default: 1e-4)")] = None,
     val_fraction: Annotated[

@@ -108,6 +108,18 @@ def feature_width(backbone: nn.Module, image_size: int) -> int:
     return int(features.shape[1])
 
 
+def batch_norms(backbone: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms of a network that keep running statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [m for m in backbone.modules() if isinstance(m, kind) and m.running_mean is not None]
+
+
+def is_pretrained(backbone: nn.Module, weights: str) -> bool:
+    """Whether a network was trained before: its batch norms tell, else where its weights come from."""
+    seen = [m.running_mean for m in batch_norms(backbone) if m.running_mean is not None]
+    return any(bool(mean.any()) for mean in seen) if seen else weights != "none"
+
+
 def _packaged(architecture: str) -> nn.Module:
     import timm
 

@@ -38,7 +38,11 @@ class CommonConfig(BaseModel):
     epochs: int | None = Field(None, ge=1, description="passes over the photos")
     batch_size: int | None = Field(None, ge=2, description="photos of a step, of all processes")
     lr: float = Field(1e-3, gt=0, description="learning rate of all but the backbone")
-    backbone_lr: float = Field(2e-4, gt=0, description="learning rate of the backbone")
+    backbone_lr: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate of the backbone; 5e-5, from nothing or a detector 2e-4",
+    )
     weight_decay: float = Field(1e-4, ge=0)
     vos_weight: float | Literal["auto"] = Field(
         0.1, description="beta; 0 trains without VOS; auto: by altered validation photos"
@@ -81,6 +85,11 @@ class CommonConfig(BaseModel):
         if not 0 <= weight < math.inf:
             raise PydanticCustomError("vos_weight", "expected a number, 0 or more, or auto")
         return weight
+
+    @property
+    def n_backbone_lr(self) -> float:
+        """Learning rate of the backbone, with the default of the way of training."""
+        return self.backbone_lr or 2e-4
 
     @property
     def n_epochs(self) -> int:
@@ -145,6 +154,12 @@ class TrainConfig(CommonConfig):
 
     task: Literal["classify"] = "classify"
     finetune: Literal["head", "all"] = Field("head", description="what is trained")
+    head_first: bool | None = Field(
+        None, description="with finetune all, train the head by itself first; if pretrained"
+    )
+    fix_norms: bool | None = Field(
+        None, description="with finetune all, keep batch norms' statistics; if pretrained"
+    )
     bottleneck: int | None = Field(None, ge=0, description="width; 0 for none; 64 if D > 128")
     bottleneck_relu: bool = Field(True, description="ReLU behind the bottleneck")
     standardise: bool | None = Field(
@@ -173,6 +188,15 @@ class TrainConfig(CommonConfig):
         # trained end to end (benchmarks/settings_all.py).
         default = 0.4 if self.finetune == "head" else 0.2
         return default if self.vos_start is None else self.vos_start
+
+    def for_backbone(self, pretrained: bool) -> TrainConfig:
+        """With the ways of fine-tuning that suit a backbone, where nothing else is said."""
+        # A pretrained one is changed as little as it takes: docs/results.md, end to end.
+        suited = {"head_first": pretrained, "fix_norms": pretrained, "backbone_lr": 5e-5}
+        if not pretrained:
+            del suited["backbone_lr"]
+        said = {name for name in suited if getattr(self, name) is not None}
+        return self.model_copy(update={k: v for k, v in suited.items() if k not in said})
 
     @property
     def standardised(self) -> bool:

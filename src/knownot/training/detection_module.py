@@ -139,7 +139,7 @@ class DetectionTraining(L.LightningModule):
             {"params": list(self.model.vos.parameters()), "lr": config.lr, "weight_decay": 0.0},
         ]
         if backbone:
-            decay = {"lr": config.backbone_lr, "weight_decay": config.weight_decay}
+            decay = {"lr": config.n_backbone_lr, "weight_decay": config.weight_decay}
             groups.append({"params": backbone, **decay})
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from knownot.errors import TrainingError
+from knownot.models.backbones import batch_norms
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.training.batches import (
     AugmentedPhotos,
@@ -96,8 +97,10 @@ class VosTraining(L.LightningModule):
         """Make all randomness of an epoch follow from seed, epoch and rank."""
         self.model.vos.generator = seed_epoch(self, self.config.seed)
         self.epoch_sums = torch.zeros(len(_LOGGED), device=self.device)
-        if self.config.finetune == "head":
-            self.model.backbone.eval()
+        self.model.backbone.train(self.config.finetune == "all")
+        if self.config.fix_norms:
+            for norm in batch_norms(self.model.backbone):
+                norm.eval()
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch's rows."""
@@ -122,7 +125,7 @@ class VosTraining(L.LightningModule):
             {"params": list(self.uncertainty.parameters()), "lr": config.lr, "weight_decay": 0.0},
         ]
         if config.finetune == "all":
-            backbone = {"params": list(model.backbone.parameters()), "lr": config.backbone_lr}
+            backbone = {"params": list(model.backbone.parameters()), "lr": config.n_backbone_lr}
             groups.append({**backbone, "weight_decay": config.weight_decay})
         optimizer = torch.optim.AdamW(groups)
         # Cosine, after a tenth of the steps of warm-up where a pretrained backbone is at stake.

@@ -57,7 +57,8 @@ def make_plan(
     steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
     return _plan(
         model,
-        f"{config.arch}, {config.finetune} trained",
+        f"{config.arch}, {config.finetune} trained"
+        + (", the head first" if config.finetune == "all" and config.head_first else ""),
         (splits.train.counts(), splits.val.counts()),
         min(config.n_batch, len(splits.train)),
         steps,

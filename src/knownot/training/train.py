@@ -19,7 +19,7 @@ from knownot.data.image_folder import PhotoSet, Splits, read_splits
 from knownot.data.thumbnails import FOLDER, write_thumbnails
 from knownot.errors import DataError
 from knownot.evaluation.evaluate import binomial_interval
-from knownot.models.backbones import create_backbone, feature_width
+from knownot.models.backbones import create_backbone, feature_width, is_pretrained
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, save
@@ -29,6 +29,7 @@ from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.fit import Reporter, Silent, fit
+from knownot.training.head_first import train_head
 from knownot.training.lightning_module import VosTraining
 from knownot.training.plan import make_plan, steps_per_epoch
 from knownot.training.ranks import Ranks, check_shares, find_ranks
@@ -83,6 +84,7 @@ def train(
     splits = read_splits(config.data, config.val_fraction, config.seed)
     L.seed_everything(config.seed, verbose=False)
     model = _build(config, splits.train.classes, backbone).to(device)
+    config = config.for_backbone(is_pretrained(model.backbone, config.weights))
     skipped: dict[Path, str] = {} if ranks.first else run.skipped()
     if config.finetune == "all":
         splits = _readable_splits(splits, skipped, config.data, tried=not ranks.first)
@@ -97,6 +99,11 @@ def train(
         _check_left(learned.labels, val.labels, model.classes, config.data)
         _fit(model, learned, config, run, reporter, ranks, peer)
     else:
+        if config.head_first and ranks.first and run.checkpoint() is None:
+            # The other processes get it when they join.
+            stored = cache or default_cache()
+            begin, _ = _rows(model, splits.train, "training", stored, reporter, skipped)
+            train_head(model, begin, config)
         photos = AugmentedPhotos(splits.train, model.preprocessing)
         _fit(model, photos, config, run, reporter, ranks, peer)
         learned, val, paths = _features(model.to(device), splits, None, reporter, skipped)
@@ -172,15 +179,25 @@ def _features(
 ) -> tuple[FeatureRows, FeatureRows, list[Path]]:
     """Features of training and validation photos, and paths of the former; adds to `skipped`."""
 
-    def rows(photos: PhotoSet, kind: str) -> tuple[FeatureRows, list[Path]]:
-        progress = reporter.stage(f"features of {kind} photos", len(photos))
-        features = extract_features(model, photos.paths, cache, progress)
-        skipped.update(features.skipped)
-        labels = _labels(photos)[features.indices]
-        return FeatureRows(features.rows, labels), [photos.paths[i] for i in features.indices]
+    given = cache, reporter, skipped
+    learned, paths = _rows(model, splits.train, "training", *given)
+    return learned, _rows(model, splits.val, "validation", *given)[0], paths
 
-    learned, paths = rows(splits.train, "training")
-    return learned, rows(splits.val, "validation")[0], paths
+
+def _rows(
+    model: UnknownAwareClassifier,
+    photos: PhotoSet,
+    kind: str,
+    cache: Path | None,
+    reporter: Reporter,
+    skipped: dict[Path, str],
+) -> tuple[FeatureRows, list[Path]]:
+    """Features of photos, and the paths of those that could be read."""
+    progress = reporter.stage(f"features of {kind} photos", len(photos))
+    features = extract_features(model, photos.paths, cache, progress)
+    skipped.update(features.skipped)
+    labels = _labels(photos)[features.indices]
+    return FeatureRows(features.rows, labels), [photos.paths[i] for i in features.indices]
 
 
 def _write_thumbnails(
