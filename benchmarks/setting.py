@@ -4,6 +4,8 @@
     python -m benchmarks setting --on cifar10_frozen    # β, half an hour of one core
     python -m benchmarks setting --on cats_dogs --setting outliers_per_class --values 1 4 16 64
     python -m benchmarks setting --on cats_dogs_finetuned --setting bottleneck --values 64 0 256
+    python -m benchmarks setting --on cats_dogs_finetuned --setting way \\
+        --values '{head_first: false, fix_norms: false, backbone_lr: 2.0e-4}' '{}'  # several settings
 
 Every value is trained with seeds that no other figure uses. The rule, written down and committed
 before the OOD figures of what it chose, is that of `knownot.training.altered_rule`; the first value given
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -92,11 +95,14 @@ def main() -> None:
 
 
 def training(value: str) -> str:
-    return f"value-{value}".replace(" ", "-").lower()
+    return "value-" + re.sub(r"[^a-z0-9.]+", "-", value.lower()).strip("-")
 
 
 def changes(setting: str, value: str) -> dict[str, Any]:
-    return {"vos_weight": 0.0} if value == WITHOUT_VOS else {setting: yaml.safe_load(value)}
+    if value == WITHOUT_VOS:
+        return {"vos_weight": 0.0}
+    parsed = yaml.safe_load(value)
+    return parsed if isinstance(parsed, dict) else {setting: parsed}
 
 
 def measure(recipe: Recipe, name: str, seed: int) -> dict[str, Any]:
