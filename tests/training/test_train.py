@@ -430,8 +430,9 @@ def test_outliers_of_a_step_are_bounded_for_any_number_of_classes(
     assert told.vos_settings(classes, 64).outliers_per_class == 3
 
 
-def test_a_detector_draws_the_papers_one_outlier_of_a_class() -> None:
-    config = make_config({"data": Path("p"), "task": "detect"})
+@pytest.mark.parametrize("way", [{"task": "detect"}, {"task": "classify", "finetune": "all"}])
+def test_whole_networks_draw_the_papers_one_outlier_of_a_class(way: dict[str, str]) -> None:
+    config = make_config({"data": Path("p"), **way})
     assert config.vos_settings(5, 128).outliers_per_class == 1
 
 

@@ -221,8 +221,7 @@ class SmallImageRecipe:
                 f"on small images; expected some of {', '.join(sorted(allowed))}"
             )
         config = make_config(
-            # The paper's recipe, where nothing else is said.
-            {"vos_start": self.settings.vos_start, "outliers_per_class": 1, **changes}
+            {"vos_start": self.settings.vos_start, **changes}
             | {"task": "classify", "data": self.place.data, "finetune": "all"}
         )
         assert isinstance(config, TrainConfig)

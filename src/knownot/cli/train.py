@@ -103,7 +103,7 @@ def train(
     ] = None,
     outliers_per_class: Annotated[
         int | None,
-        _method(help="Virtual outliers per class and step. (default: 1 to 16, detector 1)"),
+        _method(help="Virtual outliers per class and step. (default: head 1 to 16, else 1)"),
     ] = None,
     tail_probability: Annotated[
         float | None, _method(help="Tail they come from. (default: 1 / draws)")
