@@ -2,6 +2,7 @@
 
     python benchmarks/detection.py --sets natural5 --seeds 0      # 256 px, both methods
     python benchmarks/detection.py                                # both sets, 2 seeds
+    python benchmarks/detection.py --sets natural5 --seeds 10 11 12 --choose   # settings of VOS
     python benchmarks/detection.py --cost models/natural5-0/VOS   # a step with and without, paired
 
 The annotated validation photos are split in two by a fixed seed: one half calibrates, the other is
@@ -11,6 +12,10 @@ computation, so they share it: the run with VOS goes on from the other's checkpo
 plain energy, Mahalanobis, kNN on box features) come from the same detector and the same boxes.
 Prints Markdown tables and writes `<output>/detection.json` after every run; a run already there is
 not repeated. `--models FOLDER` keeps the trained detectors, and measures those that it finds there.
+
+`--choose` trains with several settings of VOS and lets ID photos alone choose, by the rule of
+`knownot.training.altered_rule`, with mAP in place of accuracy and the boxes above the box threshold in
+place of photos; it writes `<output>/detection_choice.json` and measures no OOD photo.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -44,8 +51,10 @@ from knownot.data.detection_folder import read_detection
 from knownot.data.photo import open_photo
 from knownot.evaluation.evaluate_detector import evaluate_detector
 from knownot.models.detector import UnknownAwareDetector
+from knownot.training.altered_rule import ACCURACY, ALTERED, choose
 from knownot.training.config import DetectionConfig
 from knownot.training.fit import Silent
+from knownot.training.result import TrainResult
 from knownot.training.run_folder import RunFolder
 from knownot.training.train_detector import train_detector
 
@@ -57,9 +66,18 @@ OOD = {
 # A class whose objects are in the photos, unlabelled: it is learnt as background. "left_out" is the
 # test set with its boxes.
 LEFT_OUT = {"bccd": "Platelets"}
-METHODS: dict[str, dict[str, Any]] = {"CE": {"vos_weight": 0.0}, "VOS": {}}
+METHODS: dict[str, dict[str, Any]] = {
+    "CE": {"vos_weight": 0.0},
+    "VOS": {},
+    "VOS, weight 1": {"vos_weight": 1.0},
+    "VOS, weight 3": {"vos_weight": 3.0},
+    "VOS, 16 outliers": {"outliers_per_class": 16},
+    "VOS, 16 outliers, weight 1": {"outliers_per_class": 16, "vos_weight": 1.0},
+}
+BEFORE = "CE"  # its epochs before VOS are everyone's
 # One object on tarmac is learnt sooner than five kinds of things anywhere.
 EPOCHS = {"fod_a": 6, "natural5": 9, "bccd": 12}
+CHOOSING = ("val_map", "altered_fpr95")
 SCORES = ("msp", "energy", "vos", "mahalanobis", "knn", "combined")
 
 
@@ -70,17 +88,21 @@ def main() -> None:
     if options.cost:
         report_cost(options)
         return
+    if options.choose:
+        report_choice(options)
+        return
     settings = {"image_size": options.image_size, "epochs": options.epochs or EPOCHS}
     file = options.output / "detection.json"
     fresh = {"settings": settings, "machine": machine(), "runs": {}}
     for name, seed in itertools.product(options.sets, options.seeds):
-        keys = {method: f"{name}, {method}, seed {seed}" for method in METHODS}
+        keys = {method: f"{name}, {method}, seed {seed}" for method in options.methods}
         if not set(keys.values()) <= set(with_earlier_runs(file, fresh)["runs"]):
             epochs = options.epochs or EPOCHS[name]
             common = {"image_size": options.image_size, "epochs": epochs, "seed": seed}
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = options.models / f"{name}-{seed}" if options.models else Path(scratch)
-                runs = measure(options.data / "detection", name, folder.resolve(), common)
+            with kept_or_scratch(options.models, f"{name}-{seed}") as folder:
+                data = options.data / "detection"
+                models = train(data / name, folder, common, options.methods)
+                runs = {method: measure(data, folder, model) for method, model in models.items()}
             results = with_earlier_runs(file, fresh)  # another process may measure another set
             for method, run in runs.items():
                 results["runs"][keys[method]] = {"set": name, "method": method, **run}
@@ -92,53 +114,104 @@ def main() -> None:
     print(f"\nall numbers: {file}")
 
 
-def measure(
-    data: Path, name: str, folder: Path, common: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Train one detector by each method, measure both on photos that did not calibrate them."""
-    hide = hide_class if name in LEFT_OUT else halve
-    split = hide(data / name, folder / name)
+@contextmanager
+def kept_or_scratch(models: Path | None, name: str) -> Iterator[Path]:
+    """A folder for detectors: one that stays, or one that is removed."""
+    if models is not None:
+        yield (models / name).resolve()
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield (Path(scratch) / name).resolve()
+
+
+def train(
+    data: Path, folder: Path, common: dict[str, Any], methods: Sequence[str]
+) -> dict[str, Path]:
+    """One detector by each method, in model folders; calibrated on half of the validation photos."""
+    split = (hide_class if data.name in LEFT_OUT else halve)(data, folder / data.name)
     first_epoch = common["epochs"] * 2 // 3
     # A little above the whole epoch, as rounding down follows.
     common = {**common, "data": split, "vos_start": (first_epoch + 0.001) / common["epochs"]}
     configs = {
-        method: DetectionConfig(output=folder / method, **common, **changes)
-        for method, changes in METHODS.items()
+        method: DetectionConfig(output=folder / method, **common, **METHODS[method])
+        for method in dict.fromkeys((BEFORE, *methods))
     }
-    runs = {}
-    for method, config in configs.items():
-        if not (config.output / "config.json").is_file():
-            if method == "CE":
-                train_detector(config, Branching(config, configs["VOS"], first_epoch))
-            else:
-                train_detector(config.model_copy(update={"resume": True}))
-        model = knownot.load(config.output, device="auto")
-        assert isinstance(model, UnknownAwareDetector)
-        ood_sets = [folder / o if (folder / o).exists() else data / o for o in OOD[name]]
-        summary = evaluate_detector(model, split, ood_sets, proposals=True).summary
-        kept = {key: summary[key] for key in summary if key not in ("skipped", "problems")}
-        trained = json.loads((config.output / "training" / "metrics.json").read_text())
-        # Of VOS, the part after the branching.
-        runs[method] = kept | {"seconds": trained["seconds"]}
-    return runs
+    plain = configs.pop(BEFORE)
+    if not is_trained(plain):
+        left = [config for config in configs.values() if not is_trained(config)]
+        train_detector(plain, Branching(plain, left, first_epoch))
+    for config in configs.values():
+        if not is_trained(config):
+            train_detector(config.model_copy(update={"resume": True}))
+    return {method: folder / method for method in methods}
+
+
+def is_trained(config: DetectionConfig) -> bool:
+    return (config.output / "config.json").is_file()
+
+
+def measure(data: Path, folder: Path, trained: Path) -> dict[str, Any]:
+    """A detector, measured on photos that did not calibrate it."""
+    name = folder.name.rsplit("-", 1)[0]
+    model = knownot.load(trained, device="auto")
+    assert isinstance(model, UnknownAwareDetector)
+    ood_sets = [folder / o if (folder / o).exists() else data / o for o in OOD[name]]
+    summary = evaluate_detector(model, folder / name, ood_sets, proposals=True).summary
+    kept = {key: summary[key] for key in summary if key not in ("skipped", "problems")}
+    # Of VOS, the part after the branching.
+    return kept | {"seconds": TrainResult.read(trained).metrics["seconds"]}
 
 
 class Branching(Silent):
-    """Leaves a second, interrupted run behind that stands where an epoch of this one begins."""
+    """Leaves interrupted runs behind that stand where an epoch of this one begins."""
 
-    def __init__(self, config: DetectionConfig, other: DetectionConfig, epoch: int) -> None:
-        self.folders = RunFolder(config), RunFolder(other)
+    def __init__(self, config: DetectionConfig, others: list[DetectionConfig], epoch: int) -> None:
+        self.run, self.others = RunFolder(config), [RunFolder(other) for other in others]
         self.epoch = epoch
 
     def callbacks(self, steps: str = "training steps") -> list[Callback]:
-        """The copy, made when the epoch begins."""
+        """The copies, made when the epoch begins."""
         return [LambdaCallback(on_train_epoch_start=self._copy)]
 
     def _copy(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
-            one, other = self.folders
-            shutil.copytree(one.root, other.root)
-            (other.root / "config.yaml").write_text(other.config.to_yaml())
+            for other in self.others:
+                shutil.copytree(self.run.root, other.root)
+                (other.root / "config.yaml").write_text(other.config.to_yaml())
+
+
+def report_choice(options: argparse.Namespace) -> None:
+    """Train by every method that was named, print what altered photos say, and their choice."""
+    file = options.output / "detection_choice.json"
+    fresh = {"machine": machine(), "runs": {}}
+    for name, seed in itertools.product(options.sets, options.seeds):
+        epochs = options.epochs or EPOCHS[name]
+        common = {"image_size": options.image_size, "epochs": epochs, "seed": seed}
+        with kept_or_scratch(options.models, f"{name}-{seed}") as folder:
+            models = train(options.data / "detection" / name, folder, common, options.methods)
+            results = with_earlier_runs(file, fresh)
+            for method, model in models.items():
+                told = TrainResult.read(model).metrics
+                kept = {key: told[key] for key in (*CHOOSING, "n_altered_boxes", "n_val")}
+                run = {"set": name, "method": method, "seed": seed, **kept}
+                results["runs"][f"{name}, {method}, seed {seed}"] = run
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    runs = with_earlier_runs(file, fresh)["runs"].values()
+    for name in options.sets:
+        of_set = sorted((r for r in runs if r["set"] == name), key=lambda r: r["seed"])
+        print(
+            f"\n### {name}\n\n| | validation mAP | FPR95 of energy, altered photos |\n|---|---|---|"
+        )
+        measured = {}
+        for method in options.methods:
+            of_method = [run for run in of_set if run["method"] == method]
+            columns = [[run[key] for run in of_method] for key in CHOOSING]
+            print("|", method, *("| " + spread(100 * v for v in c) for c in columns), "|")
+            if method != BEFORE:
+                measured[method] = dict(zip((ACCURACY, ALTERED), columns, strict=True))
+        if len(measured) > 1:
+            print("\nchosen:", choose(measured, "VOS", of_set[0]["n_val"], of_set[0]["n_val"]))
+    print(f"\nall numbers: {file}")
 
 
 def halve(source: Path, target: Path) -> Path:
@@ -306,10 +379,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=int, help="9 for natural5, 6 for fod_a, 12 for bccd")
     parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="CE VOS; all to choose from")
+    parser.add_argument("--choose", action="store_true", help="by ID photos, no OOD photo measured")
     parser.add_argument("--cost", type=Path, metavar="MODEL", help="cost alone, of this detector")
     parser.add_argument("--models", type=Path, help="keep the detectors in this folder")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.methods = options.methods or (list(METHODS) if options.choose else ["CE", "VOS"])
+    return options
 
 
 if __name__ == "__main__":

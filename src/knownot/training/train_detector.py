@@ -9,7 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
+from knownot.core.energy import energy
+from knownot.core.metrics import fpr95
 from knownot.data.detection_folder import DetectionSplits, read_detection_splits, require_clean
 from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, TrainingError
@@ -87,9 +90,9 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
     measured = _map(found, splits.val)
     comparison = before.compare(measured["map"], config.map_tolerance) if before else {}
     if before is not None and comparison["kept_old_weights"]:
-        model, measured = before.model.to(device), before.measured
+        model, measured, on_altered = before.model.to(device), before.measured, {}
     else:
-        _calibrate(model, splits, found, config, reporter, skipped)
+        on_altered = _calibrate(model, splits, found, config, reporter, skipped)
     metrics: dict[str, Any] = {
         "task": "detect",
         "n_train": len(splits.train),
@@ -100,6 +103,7 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
         "val_map": measured["map"],
         "val_map_50": measured["map_50"],
         "val_map_per_class": measured["per_class"],
+        **on_altered,
         **comparison,
         "calibration_boxes": len(model.calibration(model.default_score)),
         "alpha": model.alpha,
@@ -210,8 +214,12 @@ def _calibrate(
     config: DetectionConfig,
     reporter: Reporter,
     skipped: dict[Path, str],
-) -> None:
-    """Box threshold, feature scores and calibration; `found` are the validation photos' boxes."""
+) -> dict[str, Any]:
+    """Box threshold, feature scores and calibration; `found` are the validation photos' boxes.
+
+    Returns:
+        How well energy tells boxes on altered photos from those on validation photos.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:_FITTED_PHOTOS].tolist()
     learned = splits.train.subset(chosen)
@@ -234,6 +242,25 @@ def _calibrate(
     model.calibrate(held_out, known, altered)
     if all(name in next(iter(found.values())) for name in _PROPOSALS):
         model.calibrate_proposals(list(found.values()))
+    return _on_altered(model, held_out, altered)
+
+
+@torch.no_grad()
+def _on_altered(
+    model: UnknownAwareDetector, held_out: Detections, altered: list[Detections]
+) -> dict[str, Any]:
+    """FPR95 of energy over all boxes above the box threshold; hardly any is left on some kinds."""
+
+    def energies(found: Detections) -> Tensor:
+        logits = found["logits"][found["scores"] >= model.box_threshold]
+        return energy(model.vos.class_logits(logits.to(model.device))).cpu()
+
+    strange = torch.cat([energies(found) for found in altered]) if altered else torch.empty(0)
+    known = energies(held_out)
+    return {
+        "altered_fpr95": fpr95(known, strange) if len(known) and len(strange) else None,
+        "n_altered_boxes": len(strange),
+    }
 
 
 def _detect(
