@@ -14,8 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import knownot
+from knownot.core.metrics import fpr95
 from knownot.data.detection_folder import read_detection_splits
 from knownot.errors import ConfigError, DataError, TrainingError
+from knownot.evaluation.detect_set import detect_photos
+from knownot.training.altered import altered_boxes
 from knownot.training.config import DetectionConfig, make_config
 from knownot.training.detection_batches import AugmentedScenes
 from knownot.training.fit import Silent
@@ -71,6 +74,22 @@ def test_a_detector_learns_and_its_folder_tells(
     logs = (detector_folder / "training" / "csv" / "metrics.csv").read_text()
     assert "loss_vos" in logs
     assert "val_map" in logs
+
+
+def test_how_energy_tells_altered_photos_follows_from_the_folder(
+    scenes: Path, detector_folder: Path, learned: dict[str, Any]
+) -> None:
+    model = knownot.load(detector_folder)
+    paths = read_detection_splits(scenes).val.paths
+
+    def energies(found: dict[str, torch.Tensor]) -> torch.Tensor:
+        shown = found["scores"] >= model.box_threshold
+        return -found["logits"][shown, 1:].logsumexp(1)  # the background comes first
+
+    known = torch.cat([energies(found) for _, found in detect_photos(model, paths, {})])
+    strange = torch.cat([energies(f) for f in altered_boxes(model, paths, Silent().stage)])
+    assert learned["n_altered_boxes"] == len(strange) > 0
+    assert learned["altered_fpr95"] == pytest.approx(fpr95(known, strange), abs=0.02)
 
 
 def test_the_gaussians_saw_every_class(detector_folder: Path) -> None:
