@@ -41,8 +41,8 @@ from knownot.training.train import train
 
 OUTLIER_COLOUR = "#000000"
 DOG_COLOUR = "#56B4E9"
-# Draws of one virtual outlier around each class; OOD photos that are drawn as points.
-DRAWS, POINTS = 150, 500
+# Steps whose virtual outliers are drawn, and how many OOD photos.
+DRAWS, POINTS = 10, 500
 
 
 class Outputs(NamedTuple):
