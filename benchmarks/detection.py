@@ -2,7 +2,7 @@
 
     python benchmarks/detection.py --sets natural5 --seeds 0      # 256 px, both methods
     python benchmarks/detection.py                                # both sets, 2 seeds
-    python benchmarks/detection.py --sets natural5 --seeds 10 11 12 --choose   # settings of VOS
+    python benchmarks/detection.py --sets natural5 --seeds 10 11 --choose   # settings of VOS
     python benchmarks/detection.py --cost models/natural5-0/VOS   # a step with and without, paired
 
 The annotated validation photos are split in two by a fixed seed: one half calibrates, the other is
@@ -70,7 +70,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "CE": {"vos_weight": 0.0},
     "VOS": {},
     "VOS, weight 1": {"vos_weight": 1.0},
-    "VOS, weight 3": {"vos_weight": 3.0},
     "VOS, 16 outliers": {"outliers_per_class": 16},
     "VOS, 16 outliers, weight 1": {"outliers_per_class": 16, "vos_weight": 1.0},
 }
