@@ -94,7 +94,7 @@ def main() -> None:
     file = options.output / "detection.json"
     fresh = {"settings": settings, "machine": machine(), "runs": {}}
     for name, seed in itertools.product(options.sets, options.seeds):
-        keys = {method: f"{name}, {method}, seed {seed}" for method in options.methods}
+        keys = run_keys(name, options.methods, seed)
         if not set(keys.values()) <= set(with_earlier_runs(file, fresh)["runs"]):
             epochs = options.epochs or EPOCHS[name]
             common = {"image_size": options.image_size, "epochs": epochs, "seed": seed}
@@ -111,6 +111,10 @@ def main() -> None:
             print(f"{key}: mAP {100 * runs[key]['map']:.1f}", flush=True)
     report(with_earlier_runs(file, fresh))
     print(f"\nall numbers: {file}")
+
+
+def run_keys(name: str, methods: Sequence[str], seed: int) -> dict[str, str]:
+    return {method: f"{name}, {method}, seed {seed}" for method in methods}
 
 
 @contextmanager
@@ -184,6 +188,9 @@ def report_choice(options: argparse.Namespace) -> None:
     file = options.output / "detection_choice.json"
     fresh = {"machine": machine(), "runs": {}}
     for name, seed in itertools.product(options.sets, options.seeds):
+        keys = run_keys(name, options.methods, seed)
+        if set(keys.values()) <= set(with_earlier_runs(file, fresh)["runs"]):
+            continue
         epochs = options.epochs or EPOCHS[name]
         common = {"image_size": options.image_size, "epochs": epochs, "seed": seed}
         with kept_or_scratch(options.models, f"{name}-{seed}") as folder:
@@ -193,23 +200,24 @@ def report_choice(options: argparse.Namespace) -> None:
                 told = TrainResult.read(model).metrics
                 kept = {key: told[key] for key in (*CHOOSING, "n_altered_boxes", "n_val")}
                 run = {"set": name, "method": method, "seed": seed, **kept}
-                results["runs"][f"{name}, {method}, seed {seed}"] = run
+                results["runs"][keys[method]] = run
         file.write_text(json.dumps(results, indent=1) + "\n")
-    runs = with_earlier_runs(file, fresh)["runs"].values()
+    runs = with_earlier_runs(file, fresh)["runs"]
     for name in options.sets:
-        of_set = sorted((r for r in runs if r["set"] == name), key=lambda r: r["seed"])
         print(
             f"\n### {name}\n\n| | validation mAP | FPR95 of energy, altered photos |\n|---|---|---|"
         )
         measured = {}
         for method in options.methods:
-            of_method = [run for run in of_set if run["method"] == method]
+            keys = [run_keys(name, [method], seed)[method] for seed in options.seeds]
+            of_method = [runs[key] for key in keys]
             columns = [[run[key] for run in of_method] for key in CHOOSING]
             print("|", method, *("| " + spread(100 * v for v in c) for c in columns), "|")
             if method != BEFORE:
                 measured[method] = dict(zip((ACCURACY, ALTERED), columns, strict=True))
         if len(measured) > 1:
-            print("\nchosen:", choose(measured, "VOS", of_set[0]["n_val"], of_set[0]["n_val"]))
+            photos = of_method[0]["n_val"]
+            print("\nchosen:", choose(measured, "VOS", photos, photos))
     print(f"\nall numbers: {file}")
 
 

@@ -151,7 +151,7 @@ def test_vos_is_added_to_a_finished_detector(
 
 
 def test_old_weights_are_kept_when_map_falls_too_far(
-    detector_folder: Path, scenes: Path, tmp_path: Path
+    detector_folder: Path, scenes: Path, tmp_path: Path, learned: dict[str, Any]
 ) -> None:
     result = run(
         scenes,
@@ -166,6 +166,7 @@ def test_old_weights_are_kept_when_map_falls_too_far(
     assert result.metrics["val_map_after"] < result.metrics["val_map_before"]
     assert result.metrics["kept_old_weights"]
     assert result.metrics["val_map"] == result.metrics["val_map_before"]
+    assert result.metrics["val_found"] == learned["val_found"]
     assert knownot.load(result.folder).box_threshold == knownot.load(detector_folder).box_threshold
     old, new = weights(detector_folder), weights(result.folder)
     assert all(torch.equal(old[key], new[key]) for key in old)

@@ -90,28 +90,14 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
     measured = _map(found, splits.val)
     comparison = before.compare(measured["map"], config.map_tolerance) if before else {}
     if before is not None and comparison["kept_old_weights"]:
-        model, measured, on_altered = before.model.to(device), before.measured, {}
+        model, found, measured = before.model.to(device), before.found, before.measured
+        on_altered = {}
     else:
         on_altered = _calibrate(model, splits, found, config, reporter, skipped)
-    metrics: dict[str, Any] = {
-        "task": "detect",
-        "n_train": len(splits.train),
-        "n_train_per_class": splits.train.counts(),
-        "n_val": len(splits.val),
-        "n_val_per_class": splits.val.counts(),
-        **_found_share(found, splits.val, model.box_threshold),
-        "val_map": measured["map"],
-        "val_map_50": measured["map_50"],
-        "val_map_per_class": measured["per_class"],
+    metrics = {
+        **_metrics(model, splits, found, measured),
         **on_altered,
         **comparison,
-        "calibration_boxes": len(model.calibration(model.default_score)),
-        "alpha": model.alpha,
-        "score": model.default_score,
-        "threshold": model.threshold(),
-        "box_threshold": model.box_threshold,
-        "radius_ratio": model.vos.radius_ratio,
-        "vos_started": model.vos.started,
         "seconds": time.monotonic() - started,
     }
     model.card = model_card(model, metrics)
@@ -126,7 +112,7 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
 
 
 class _Before:
-    """The finished detector that VOS is added to, kept as it was, and its mAP."""
+    """The finished detector that VOS is added to, kept as it was, its boxes and its mAP."""
 
     def __init__(
         self,
@@ -135,8 +121,8 @@ class _Before:
         reporter: Reporter,
         skipped: dict[Path, str],
     ) -> None:
-        found = _detect(model, val, "validation photos, before", reporter, skipped)
-        self.measured = _map(found, val)
+        self.found = _detect(model, val, "validation photos, before", reporter, skipped)
+        self.measured = _map(self.found, val)
         self.model = copy.deepcopy(model).cpu()
 
     def compare(self, after: float | None, tolerance: float) -> dict[str, Any]:
@@ -284,6 +270,32 @@ def _found_objects(photos: DetectionSet, found: dict[int, Detections]) -> Detect
         parts.append({name: detections[name][right] for name in _ROWS})
     together = joined(parts)
     return together if len(together["labels"]) else None
+
+
+def _metrics(
+    model: UnknownAwareDetector,
+    splits: DetectionSplits,
+    found: dict[int, Detections],
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "task": "detect",
+        "n_train": len(splits.train),
+        "n_train_per_class": splits.train.counts(),
+        "n_val": len(splits.val),
+        "n_val_per_class": splits.val.counts(),
+        **_found_share(found, splits.val, model.box_threshold),
+        "val_map": measured["map"],
+        "val_map_50": measured["map_50"],
+        "val_map_per_class": measured["per_class"],
+        "calibration_boxes": len(model.calibration(model.default_score)),
+        "alpha": model.alpha,
+        "score": model.default_score,
+        "threshold": model.threshold(),
+        "box_threshold": model.box_threshold,
+        "radius_ratio": model.vos.radius_ratio,
+        "vos_started": model.vos.started,
+    }
 
 
 def _found_share(
