@@ -9,7 +9,8 @@ The annotated validation photos are split in two by a fixed seed: one half calib
 measured. OOD sets are those of the data's own notes; `--sets bccd` is a hard case, blood cells whose
 platelets are in every photo and never labelled. Until VOS starts both methods are the same
 computation, so they share it: the run with VOS goes on from the other's checkpoint. Baselines (MSP,
-plain energy, Mahalanobis, kNN on box features) come from the same detector and the same boxes.
+plain energy, Mahalanobis, kNN on box features) come from the same detector and the same boxes; the
+model's own Mahalanobis and kNN read the backbone's maps.
 Prints Markdown tables and writes `<output>/detection.json` after every run; a run already there is
 not repeated. `--models FOLDER` keeps the trained detectors, and measures those that it finds there.
 
@@ -32,7 +33,7 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import mean, median, quantiles, stdev
 from typing import Any
 
 import lightning as L
@@ -47,10 +48,14 @@ from torchvision.transforms.functional import pil_to_tensor
 import knownot
 from cats_dogs import default_data, machine, spread, with_earlier_runs
 from knownot.cli.allocator import keep_freed_memory
+from knownot.core.calibration import flagged
+from knownot.core.scores import FeatureScores
 from knownot.data.detection_folder import read_detection
 from knownot.data.photo import open_photo
-from knownot.evaluation.evaluate_detector import evaluate_detector
+from knownot.evaluation.detect_set import detect_photos, finds_object, joined
+from knownot.evaluation.evaluate_detector import FurtherScores, evaluate_detector
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.regions import Detections
 from knownot.training.altered_rule import ACCURACY, ALTERED, choose
 from knownot.training.config import DetectionConfig
 from knownot.training.fit import Silent
@@ -77,7 +82,8 @@ BEFORE = "CE"  # its epochs before VOS are everyone's
 # One object on tarmac is learnt sooner than five kinds of things anywhere.
 EPOCHS = {"fod_a": 6, "natural5": 9, "bccd": 12}
 CHOOSING = ("val_map", "altered_fpr95")
-SCORES = ("msp", "energy", "vos", "mahalanobis", "knn", "combined")
+ON_BOX_FEATURES = {name: f"{name}, box features" for name in ("mahalanobis", "knn")}
+SCORES = ("msp", "energy", *ON_BOX_FEATURES.values(), "vos", *ON_BOX_FEATURES, "combined")
 
 
 def main() -> None:
@@ -159,10 +165,65 @@ def measure(data: Path, folder: Path, trained: Path) -> dict[str, Any]:
     model = knownot.load(trained, device="auto")
     assert isinstance(model, UnknownAwareDetector)
     ood_sets = [folder / o if (folder / o).exists() else data / o for o in OOD[name]]
-    summary = evaluate_detector(model, folder / name, ood_sets, proposals=True).summary
+    baselines = on_box_features(model, folder / name)
+    report = evaluate_detector(model, folder / name, ood_sets, proposals=True, further=baselines)
+    summary = report.summary
     kept = {key: summary[key] for key in summary if key not in ("skipped", "problems")}
+    kept["flagged_id_new_splits"] = flagged_on_new_splits(model, folder / name)
     # Of VOS, the part after the branching.
     return kept | {"seconds": TrainResult.read(trained).metrics["seconds"]}
+
+
+def on_box_features(model: UnknownAwareDetector, data: Path) -> FurtherScores:
+    """Mahalanobis and kNN on the penultimate features of boxes, as the model's own are fitted."""
+    photos = read_detection(data, model.classes, "train")
+    found = list(detect_photos(model, photos.paths, {}))
+    right = [finds_object(boxes, photos.objects[i]) for i, boxes in found]
+    features, labels = (
+        torch.cat([boxes[key][kept] for (_, boxes), kept in zip(found, right, strict=True)])
+        for key in ("features", "labels")
+    )
+    scores = FeatureScores.fit(features, labels, len(model.classes))
+
+    def of(boxes: Detections) -> dict[str, Tensor]:
+        measured = scores(boxes["features"])
+        return {title: measured[name] for name, title in ON_BOX_FEATURES.items()}
+
+    return of
+
+
+def flagged_on_new_splits(
+    model: UnknownAwareDetector, data: Path, splits: int = 200
+) -> dict[str, float]:
+    """Boxes around known objects called unknown, over new halves of validation and test photos.
+
+    Shows whether one half's share is more than the chance of its split.
+    """
+    parts = []
+    for split in ("val", "test"):
+        photos = read_detection(data, model.classes, split)
+        for i, boxes in detect_photos(model, photos.paths, {}):
+            right = finds_object(boxes, photos.objects[i])
+            boxes["known"] = right & (boxes["scores"] >= model.box_threshold)
+            parts.append(boxes)
+    anew, score = copy.deepcopy(model), model.default_score
+    singles = [name for name in model.calibrations if name != "combined"]
+
+    def columns(photos: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        boxes = joined([parts[i] for i in photos])
+        scores = {name: boxes[f"ood.{name}"] for name in singles}
+        return scores, model.groups(boxes["boxes"], boxes["labels"]), boxes["known"]
+
+    shares = []
+    for seed in range(splits):
+        order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
+        anew.calibrate_scores(*columns(order[: len(order) // 2]))
+        scores, groups, known = columns(order[len(order) // 2 :])
+        assert anew.combined is not None
+        scores["combined"] = anew.combined(scores)
+        unknown = flagged(anew.row_p_values(scores, score, groups), model.alpha)
+        shares.append(float(unknown[known].double().mean()))
+    return {"mean": mean(shares), "std": stdev(shares)}
 
 
 class Branching(Silent):
@@ -351,6 +412,7 @@ def report_set(name: str, columns: list[list[dict[str, Any]]]) -> None:
     row("mAP", "map")
     row("mAP, IoU .5", "map_50")
     row("flagged ID boxes", "flagged_id")
+    row("the same, mean over 200 new splits", "flagged_id_new_splits", "mean")
     row("ID photos with a proposal", "photos_with_proposals")
     for ood in OOD[name]:
         for score in SCORES:

@@ -139,8 +139,8 @@ def tiny_detector(architecture: str = "tf_mobilenetv3_small_minimal_100") -> Unk
     photos = torch.randint(0, 256, (40, 3, 80, 96), dtype=torch.uint8)
     found = model(list(photos))
     boxes = {key: torch.cat([d[key] for d in found]) for key in ("boxes", "labels")}
-    boxes |= {key: torch.cat([d[key] for d in found]) for key in ("logits", "features")}
+    boxes |= {key: torch.cat([d[key] for d in found]) for key in ("logits", "scored_features")}
     even, odd = ({k: v[start::2] for k, v in boxes.items()} for start in (0, 1))
-    model.fit_scores(even["features"], even["labels"])
+    model.fit_scores(even["scored_features"], even["labels"])
     model.calibrate(odd)
     return model

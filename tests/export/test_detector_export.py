@@ -188,11 +188,11 @@ def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
     expected = [regions.detect([photo.permute(2, 0, 1) / 255])[0] for photo in photos]
     graph = TraceableFasterRCNN(regions)
     for photo, one in zip(photos, expected, strict=True):
-        boxes, labels, scores, logits, features = graph(photo)
+        boxes, labels, scores, logits, seen = graph(photo)
         assert labels.tolist() == one["labels"].tolist()
         apart = (boxes - one["boxes"]).abs() / max(photo.shape)
         assert (apart < 1e-4).all()
-        for value, name in ((scores, "scores"), (logits, "logits"), (features, "features")):
+        for value, name in ((scores, "scores"), (logits, "logits"), (seen, "scored_features")):
             torch.testing.assert_close(value, one[name], atol=5e-3, rtol=1e-3)
     assert sum(len(one["labels"]) for one in expected) > 20
 

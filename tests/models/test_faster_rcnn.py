@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import create_backbone
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.pooled_maps import mean_over_boxes
 from knownot.models.pyramid import TimmPyramid
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.models.unknown_aware import VosSettings
@@ -218,17 +220,56 @@ def test_the_background_logit_does_not_enter_the_energy() -> None:
 
 def test_box_scores_are_a_plain_recomputation() -> None:
     model = detector()
-    features = torch.randn(60, 16, dtype=torch.float64)
+    features = torch.randn(60, model.regions.scored_dim, dtype=torch.float64)
     model.fit_scores(features, torch.arange(60) % 3, k=3)
     (found,) = model([photos((96, 96))[0].double()])
     logits = found["logits"]
     unit = torch.nn.functional.normalize(features.float(), dim=1)
-    rows = torch.nn.functional.normalize(found["features"].float(), dim=1)
+    rows = torch.nn.functional.normalize(found["scored_features"].float(), dim=1)
     nearest = (1 - rows @ unit.T).sort(1).values[:, 2]
     msp = 1 - logits.softmax(1)[:, 1:].max(1).values
     torch.testing.assert_close(found["ood.energy"], -logits[:, 1:].logsumexp(1), atol=1e-5, rtol=0)
     torch.testing.assert_close(found["ood.msp"], msp, atol=1e-5, rtol=0)
     torch.testing.assert_close(found["ood.knn"].float(), nearest, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "levels"),
+    [
+        ("tf_efficientnet_lite0", {8: 2, 16: 3, 32: 4}),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", {32: "1"}),  # it has no others
+    ],
+)
+def test_feature_scores_read_the_backbone_s_maps_in_each_box(
+    architecture: str, levels: dict[int, int | str]
+) -> None:
+    model = regions(architecture=architecture, image_size=64)
+    images = photos((64, 96), (96, 64), (48, 48))
+    with torch.no_grad():
+        found = model.detect(images)
+        batch, _ = model.model.transform(images)
+        maps = model.model.backbone.body(batch.tensors)
+    for i, (image, boxes) in enumerate(zip(images, found, strict=True)):
+        ratios = [new / old for new, old in zip(batch.image_sizes[i], image.shape[1:], strict=True)]
+        in_batch = boxes["boxes"] * torch.tensor([ratios[1], ratios[0]] * 2)
+        expected = [
+            normalize(mean_over_boxes(maps[level][i], in_batch, stride))
+            for stride, level in levels.items()
+        ]
+        close = {"atol": 1e-4, "rtol": 1e-4}
+        torch.testing.assert_close(boxes["scored_features"], torch.cat(expected, 1), **close)
+    assert boxes["scored_features"].shape == (len(boxes["boxes"]), model.scored_dim) != (0,)
+
+
+def test_scores_may_read_the_box_features_as_in_older_folders() -> None:
+    model = regions(scored_strides=())
+    assert model.scored_dim == model.feature_dim
+    assert "scored_features" not in model.detect(photos((64, 64)))[0]
+    old = {k: v for k, v in model.describe().items() if k != "scored_strides"}
+    assert FasterRCNNRegions.rebuild(3, old).scored_dim == model.feature_dim
+    assert FasterRCNNRegions.rebuild(3, regions().describe()).scored_dim == regions().scored_dim
+    with pytest.raises(ConfigError, match="none of"):
+        regions(scored_strides=(64,))
 
 
 def test_frozen_stages_and_statistics_stay() -> None:

@@ -76,7 +76,7 @@ def calibrated_detector() -> UnknownAwareDetector:
         _, matched = detector.regions.losses(*scenes(12))
     detector.fit_scores(matched.features, matched.labels, k=3)
     held = detector([scene(seed)[0] for seed in range(100, 112)])
-    names = ("boxes", "labels", "logits", "features")
+    names = ("boxes", "labels", "logits", "scored_features")
     detector.calibrate({name: torch.cat([d[name] for d in held]) for name in names})
     detector.box_threshold = 0.05
     return detector

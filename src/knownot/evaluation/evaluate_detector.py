@@ -7,7 +7,7 @@ unknown objects are annotated the open-set measures stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ from knownot.models.regions import Detections
 from knownot.models.shown_boxes import without_repeats
 
 _KEPT = ("boxes", "labels", "scores")
+
+FurtherScores = Callable[[Detections], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def evaluate_detector(
     alpha: float | None = None,
     box_threshold: float | None = None,
     proposals: bool = False,
+    further: FurtherScores | None = None,
     progress: Progress | None = None,
 ) -> DetectionReport:
     """Measure a detector.
@@ -159,6 +162,7 @@ def evaluate_detector(
         alpha: Share of boxes around known objects that may be called unknown.
         box_threshold: Least score of a box that counts; the model's own if not given.
         proposals: Also measure the proposals that no class claims, shown as unknown.
+        further: Scores (B,) by name, of a photo's boxes, to be measured beside the model's own.
         progress: Called with name and size of a set, returns a callback for photos done.
 
     Returns:
@@ -178,7 +182,7 @@ def evaluate_detector(
 
     def scored(name: str, photos: DetectionSet, is_ood: bool) -> ScoredBoxes:
         empty = ScoredBoxes(name, [], [], [], [], [], least, is_ood)
-        return _fill(empty, model, photos, score, alpha, proposals, progress)
+        return _fill(empty, model, photos, score, alpha, proposals, further, progress)
 
     id_set = scored("ID", known, False)
     ood_sets = [scored(name, photos, True) for name, photos in sets.items()]
@@ -206,6 +210,7 @@ def _fill(
     score: str,
     alpha: float,
     proposals: bool,
+    further: FurtherScores | None,
     progress: Progress | None,
 ) -> ScoredBoxes:
     advance = progress(scored.name, len(photos)) if progress else None
@@ -216,6 +221,8 @@ def _fill(
             boxes = found["proposals"][rows]
             scored.proposals.append({"boxes": boxes, "p_values": p_of_proposals})
         p_values = model.p_values(found, score)
+        more = further(found) if further else {}
+        found |= {f"ood.{name}": values for name, values in more.items()}
         scored.paths.append(photos.paths[index])
         scored.truth.append(photos.objects[index])
         scored.found.append(

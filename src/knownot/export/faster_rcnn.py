@@ -40,7 +40,7 @@ class TraceableFasterRCNN(nn.Module):
 
         Returns:
             Boxes (B, 4), corners in the photo's pixels; labels (B,), int64 in [0, K); scores (B,),
-            descending; logits (B, C); features (B, D).
+            descending; logits (B, C); what the feature scores read (B, S).
         """
         sides = torch.stack([_length(photo, 0), _length(photo, 1)])
         image, size = self._resized(photo, sides)
@@ -50,8 +50,9 @@ class TraceableFasterRCNN(nn.Module):
         logits, deltas = self.model.roi_heads.box_predictor(features)
         boxes, labels, scores, rows = self._boxes(logits, deltas, proposals, size)
         ratio = (sides.float() / size.float()).flip(0).repeat(2)
-        logits, features = logits.index_select(0, rows), features.index_select(0, rows)
-        return boxes * ratio, labels, scores, logits, features
+        heads = self.model.roi_heads
+        seen = heads.seen_in([boxes])[0] if heads.reads_maps else features.index_select(0, rows)
+        return boxes * ratio, labels, scores, logits.index_select(0, rows), seen
 
     def _resized(self, photo: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
         """The photo resized, normalised, padded with zeros (1, 3, H', W'), and its size (2,) there."""

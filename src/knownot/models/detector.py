@@ -97,15 +97,18 @@ class UnknownAwareDetector(UnknownAwareModel):
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,); `scores` (B,) in
-            [0, 1]; `logits` (B, C); `features` (B, D); every ood_score (B,) by name under
-            "ood.<name>"; and once calibrated `ood_score` (B,), `p_value` (B,), float64, and
-            `is_unknown` (B,), bool, of the default score at `alpha`.
+            [0, 1]; `logits` (B, C); `features` (B, D); `scored_features` (B, S), which the feature
+            scores read; every ood_score (B,) by name under "ood.<name>"; and once calibrated
+            `ood_score` (B,), `p_value` (B,), float64, and `is_unknown` (B,), bool, of the default
+            score at `alpha`.
         """
         found = self.regions.detect([_unit_range(image) for image in images], proposals)
+        for detections in found:
+            detections.setdefault("scored_features", detections["features"])
         # All photos' boxes together: a call costs more than the few boxes of one photo.
         boxes, labels, logits, features = (
             torch.cat([detections[name] for detections in found])
-            for name in ("boxes", "labels", "logits", "features")
+            for name in ("boxes", "labels", "logits", "scored_features")
         )
         scores = self.row_scores(logits, features)
         columns = {f"ood.{name}": values for name, values in scores.items()}
@@ -146,8 +149,8 @@ class UnknownAwareDetector(UnknownAwareModel):
         combined score: they fill the range between known objects and unknown ones.
 
         Args:
-            detections: `boxes`, `labels`, `logits`, `features` of n boxes, from photos that nothing
-                was trained on.
+            detections: `boxes`, `labels`, `logits`, `scored_features` of n boxes, from photos that
+                nothing was trained on.
             known: Which of them were matched with an annotated object (n,), bool; all if not given.
             altered: Boxes, with `scores`, on such photos after each way of `knownot.data.altered`:
                 with all boxes of `detections` above the box threshold they choose the parts of the
@@ -156,12 +159,12 @@ class UnknownAwareDetector(UnknownAwareModel):
         if altered:
             above = [found["scores"] >= self.box_threshold for found in (detections, *altered)]
             rows = [
-                (found["logits"][kept], found["features"][kept])
+                (found["logits"][kept], found["scored_features"][kept])
                 for found, kept in zip((detections, *altered), above, strict=True)
             ]
             self.choose_combination(rows[0], rows[1:])
         groups = self.groups(detections["boxes"], detections["labels"]).cpu()
-        self.calibrate_rows(detections["logits"], detections["features"], groups, known)
+        self.calibrate_rows(detections["logits"], detections["scored_features"], groups, known)
 
     def calibrate_proposals(self, photos: Sequence[Detections]) -> None:
         """Calibrate the objectness above which a proposal that no class claims is shown.

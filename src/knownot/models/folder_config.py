@@ -103,7 +103,7 @@ class DetectorConfig(_Common):
             raise ModelFileError(f"detector: {' '.join(problem[:3])}") from None
         model = UnknownAwareDetector(regions, self.classes, vos=self.vos, alpha=self.alpha)
         model.box_threshold = self.box_threshold
-        self._dress(model, regions.feature_dim)
+        self._dress(model, regions.scored_dim)
         return model
 
 

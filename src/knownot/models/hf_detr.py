@@ -66,7 +66,7 @@ class DetrRegions(RegionModel):
         self.model = model
         self.settings = settings or DetrSettings()
         self.num_classes = config.num_labels
-        self.feature_dim = config.d_model
+        self.feature_dim = self.scored_dim = config.d_model
         self.background_index = config.num_labels
         backbone = config.backbone_config
         self.architecture = f"DETR on {getattr(backbone, 'backbone', backbone.model_type)}"

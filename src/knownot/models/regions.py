@@ -37,6 +37,7 @@ class RegionModel(nn.Module):
     Attributes:
         num_classes: Number of classes K.
         feature_dim: Width D of the penultimate features.
+        scored_dim: Width S of what the feature scores read; D where it is the penultimate features.
         background_index: Column of the logits that stands for "no object", or None.
         architecture: Kind and backbone in words.
         image_size: Shorter side of a photo as the network sees it, pixels.
@@ -44,6 +45,7 @@ class RegionModel(nn.Module):
 
     num_classes: int
     feature_dim: int
+    scored_dim: int
     background_index: int | None
     architecture: str
     image_size: int
@@ -72,7 +74,8 @@ class RegionModel(nn.Module):
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,) in [0, K); `scores`
-            (B,) in [0, 1], descending; and the `logits` (B, C) and `features` (B, D) behind them.
+            (B,) in [0, 1], descending; the `logits` (B, C) and `features` (B, D) behind them; and
+            where feature scores read anything else, that, as `scored_features` (B, S).
             If asked for, all region proposals: `proposals` (P, 4), corners in pixels, and their
             `objectness` (P,) in [0, 1].
         """

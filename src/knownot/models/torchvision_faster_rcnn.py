@@ -1,7 +1,8 @@
 """torchvision's Faster R-CNN as a `RegionModel`.
 
 torchvision's own code samples proposals, computes losses and post-processes boxes; here it is only
-asked which features and logits it used. Penultimate feature: output of the box head.
+asked which features and logits it used. Penultimate feature: output of the box head. What the feature
+scores read: the backbone's own maps, averaged over the box, as a classifier's read its backbone's features.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import pixel_statistics
+from knownot.models.pooled_maps import pooled_maps
 from knownot.models.pyramid import TimmPyramid
 from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
 
@@ -48,6 +50,9 @@ class FasterRCNNSettings(BaseModel):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_threshold: float = Field(0.5, gt=0, le=1)
     detections: int = Field(100, ge=1, le=100_000)
+    scored_strides: tuple[int, ...] = Field(
+        _STRIDES, description="backbone maps that feature scores read; none: the box features"
+    )
 
 
 class FasterRCNNRegions(RegionModel):
@@ -88,7 +93,9 @@ class FasterRCNNRegions(RegionModel):
         _fix_scales(self.model)
         self.num_classes = num_classes
         self.settings = settings
-        self.feature_dim = settings.feature_dim
+        self.feature_dim = self.scored_dim = settings.feature_dim
+        if settings.scored_strides:
+            self.scored_dim = _read_maps(self.model, settings.scored_strides)
         self.architecture = f"Faster R-CNN on {settings.architecture}"
         self.image_size = settings.image_size
 
@@ -140,6 +147,8 @@ class FasterRCNNRegions(RegionModel):
     @classmethod
     def rebuild(cls, num_classes: int, description: dict[str, Any]) -> FasterRCNNRegions:
         """A Faster R-CNN of these settings, with random weights."""
+        # Folders from before there was a choice hold scores of the box features.
+        description = {"scored_strides": (), **description}
         return cls(num_classes, FasterRCNNSettings(**description), weights="none")
 
 
@@ -152,10 +161,35 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
         new = cls.__new__(cls)
         new.__dict__ = heads.__dict__.copy()
         new.box_predictor.register_forward_hook(new._remember_rows)
+        new.reads_maps = False
         return new
 
     def _remember_rows(self, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
         self._features, self._logits = inputs[0], output[0]
+
+    def read_maps(self, body: nn.Module, levels: list[int], strides: list[int]) -> None:
+        """Give detections what these maps of the backbone's body show in their boxes.
+
+        Args:
+            body: Gives several maps, as a list or by name.
+            levels: Which of them, by place.
+            strides: Pixels between neighbouring cells, of each.
+        """
+        self.reads_maps = True
+        self._levels, self._strides = levels, strides
+        body.register_forward_hook(self._remember_maps)
+
+    def _remember_maps(self, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+        if not self.training:
+            maps = _in_order(output)
+            self._maps = [maps[level] for level in self._levels]
+
+    def seen_in(self, boxes: list[Tensor]) -> list[Tensor]:
+        """Pooled maps (B, S) of each photo's boxes (B, 4), in the resized photo; then forgotten."""
+        photos = zip(zip(*self._maps, strict=True), boxes, strict=True)
+        seen = [pooled_maps(maps, of_photo, self._strides) for maps, of_photo in photos]
+        del self._maps
+        return seen
 
     def select_training_samples(self, proposals: Any, targets: Any) -> Any:
         """torchvision's sample, its labels remembered."""
@@ -209,13 +243,20 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
     ) -> tuple[list[Detections], dict[str, Tensor]]:
-        """torchvision's result; in evaluation each detection gets its `logits` and `features`."""
+        """torchvision's result; in evaluation each detection gets its `logits` and `features`.
+
+        With `read_maps`, `scored_features` too.
+        """
         found, losses = super().forward(features, proposals, image_shapes, targets)
         if not self.training:
             for detections, rows in zip(found, self._rows, strict=True):
                 detections["logits"] = self._logits[rows]
                 detections["features"] = self._features[rows]
             del self._features, self._logits, self._rows
+            if self.reads_maps:
+                seen = self.seen_in([detections["boxes"] for detections in found])
+                for detections, rows_seen in zip(found, seen, strict=True):
+                    detections["scored_features"] = rows_seen
         return found, losses
 
 
@@ -267,6 +308,32 @@ def _fix_scales(model: FasterRCNN) -> None:
     pool.map_levels = initLevelMapper(
         first, last, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level
     )
+
+
+@torch.no_grad()
+def _read_maps(model: FasterRCNN, strides: tuple[int, ...]) -> int:
+    """Have feature scores read the maps of these strides; returns how many channels they have.
+
+    Of several maps of a stride the deepest; strides that the backbone lacks are left out.
+    """
+    side, training = 256, model.training
+    body = model.eval().backbone.body
+    maps = _in_order(body(torch.zeros(1, 3, side, side)))
+    model.train(training)
+    by_stride = {side // values.shape[-1]: level for level, values in enumerate(maps)}
+    used = [stride for stride in strides if stride in by_stride]
+    if not used:
+        raise ConfigError(
+            f"scored_strides: the backbone has maps of {list(by_stride)}, none of {list(strides)}"
+        )
+    levels = [by_stride[stride] for stride in used]
+    model.roi_heads.read_maps(body, levels, used)
+    return sum(maps[level].shape[1] for level in levels)
+
+
+def _in_order(maps: Any) -> list[Tensor]:
+    """A body's maps: timm gives a list, torchvision a dictionary."""
+    return list(maps.values()) if isinstance(maps, dict) else list(maps)
 
 
 def _on_timm(

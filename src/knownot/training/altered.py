@@ -24,7 +24,7 @@ from knownot.training.feature_cache import extract_features
 
 # More choose no better, and each is sent through the network seven times.
 _PHOTOS, _DETECTOR_PHOTOS = 256, 64
-_KEPT = ("boxes", "labels", "scores", "logits", "features")
+_KEPT = ("boxes", "labels", "scores", "logits", "features", "scored_features")
 
 Progress = Callable[[int], None]
 

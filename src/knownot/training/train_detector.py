@@ -36,7 +36,7 @@ from knownot.training.run_folder import RunFolder
 
 # Training photos that the feature scores are fitted on: more make them no better.
 _FITTED_PHOTOS = 4000
-_ROWS = ("boxes", "labels", "scores", "logits", "features")
+_ROWS = ("boxes", "labels", "scores", "logits", "scored_features")
 _PROPOSALS = ("proposals", "objectness")
 
 
@@ -223,7 +223,7 @@ def _calibrate(
             "the detector finds none of the objects it was shown; train longer (--epochs), with a "
             "higher --lr, or larger photos (--image-size)"
         )
-    model.fit_scores(on_train["features"], on_train["labels"], config.knn_k)
+    model.fit_scores(on_train["scored_features"], on_train["labels"], config.knn_k)
     altered = altered_boxes(model, [splits.val.paths[i] for i in found], reporter.stage)
     model.calibrate(held_out, known, altered)
     if all(name in next(iter(found.values())) for name in _PROPOSALS):
