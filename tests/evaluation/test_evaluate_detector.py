@@ -111,6 +111,18 @@ def test_every_score_is_reported(report: DetectionReport) -> None:
     assert scores["combined"]["fpr95"] == report.summary["ood"]["ood.json"]["fpr95"]
 
 
+def test_further_scores_stand_beside_the_model_s_own(
+    model: UnknownAwareDetector, scenes: Path
+) -> None:
+    ood = scenes / "annotations" / "ood.json"
+    report = evaluate_detector(
+        model, scenes, [ood], further=lambda found: {"again": found["ood.knn"] * 2}
+    )
+    measured = report.summary["ood"]["ood.json"]["scores"]
+    assert measured["again"] == measured["knn"]
+    assert report.score in measured
+
+
 def test_the_report_is_a_page_with_pictures(report: DetectionReport, tmp_path: Path) -> None:
     page = report.save(tmp_path / "r").read_text()
     assert "mAP" in page

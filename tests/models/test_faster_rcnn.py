@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import create_backbone
 from knownot.models.detector import UnknownAwareDetector
-from knownot.models.pooled_maps import mean_over_boxes
+from knownot.models.pooled_maps import pooled_maps
 from knownot.models.pyramid import TimmPyramid
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.models.unknown_aware import VosSettings
@@ -253,7 +252,7 @@ def test_feature_scores_read_the_backbone_s_maps_in_each_box(
         ratios = [new / old for new, old in zip(batch.image_sizes[i], image.shape[1:], strict=True)]
         in_batch = boxes["boxes"] * torch.tensor([ratios[1], ratios[0]] * 2)
         expected = [
-            normalize(mean_over_boxes(maps[level][i], in_batch, stride))
+            pooled_maps([maps[level][i : i + 1]], [in_batch], [stride])
             for stride, level in levels.items()
         ]
         close = {"atol": 1e-4, "rtol": 1e-4}

@@ -9,37 +9,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mean_over_boxes(feature_map: Tensor, boxes: Tensor, stride: int) -> Tensor:
-    """Mean of a feature map over boxes, every cell counted by how much of it the box covers.
+def pooled_maps(
+    feature_maps: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]
+) -> Tensor:
+    """Means of feature maps over boxes, every cell counted by how much of it the box covers.
 
     Args:
-        feature_map: Map (C, H, W) of one image.
-        boxes: Boxes (B, 4) in that image, corners in its pixels.
-        stride: Pixels between neighbouring cells.
+        feature_maps: Maps (N, C_i, H_i, W_i) of N images.
+        boxes: Boxes (B_n, 4) of each image, corners in its pixels.
+        strides: Pixels between neighbouring cells of each map.
 
     Returns:
-        Means (B, C). A box without area, or outside the map, has zeros.
+        A row for every box, the images one after another (sum of B_n, sum of C_i): the means of each map,
+        scaled to unit length so that none outweighs another. A box without area, or outside the maps,
+        has zeros.
     """
-    height, width = feature_map.shape[-2:]
-    rows = _covered(boxes[:, 1], boxes[:, 3], height, stride)
-    columns = _covered(boxes[:, 0], boxes[:, 2], width, stride)
-    covered = (rows.unsqueeze(2) * columns.unsqueeze(1)).flatten(1)  # (B, H W)
-    share = covered / covered.sum(1, keepdim=True).clamp(min=1e-12)
-    return share.to(feature_map.dtype) @ feature_map.flatten(1).T
+    corners = torch.cat(list(boxes))
+    columns = []
+    for cells, stride in zip(feature_maps, strides, strict=True):
+        rows = _covered(corners[:, 1::2], cells.shape[2], stride)
+        across = _covered(corners[:, 0::2], cells.shape[3], stride)
+        area = (rows.unsqueeze(2) * across.unsqueeze(1)).flatten(1).to(cells.dtype)  # (B, H W)
+        of_images = zip(by_image(area, boxes), cells.permute(0, 2, 3, 1).flatten(1, 2), strict=True)
+        # Sums; of unit length they are what the means are.
+        columns.append(F.normalize(torch.cat([a @ c for a, c in of_images]), dim=1))
+    return torch.cat(columns, dim=1)
 
 
-def pooled_maps(feature_maps: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
-    """Means of several maps (C_i, H_i, W_i) over boxes (B, 4), side by side (B, sum of C_i).
-
-    Those of each map have unit length, so that none outweighs another.
-    """
-    means = [mean_over_boxes(m, boxes, s) for m, s in zip(feature_maps, strides, strict=True)]
-    return torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
+def by_image(rows: Tensor, boxes: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The rows of each image's boxes."""
+    # Of one image they are all, without asking how many: that could not be exported.
+    return torch.split(rows, [len(b) for b in boxes]) if len(boxes) > 1 else [rows]
 
 
-def _covered(first: Tensor, last: Tensor, cells: int, stride: int) -> Tensor:
-    """Pixels (B, cells) of each cell in a line that lie between `first` (B,) and `last` (B,)."""
-    left = torch.arange(cells, device=first.device, dtype=first.dtype) * stride
-    from_left = torch.maximum(first.unsqueeze(1), left)
-    to_right = torch.minimum(last.unsqueeze(1), left + stride)
-    return (to_right - from_left).clamp(min=0)
+def _covered(ends: Tensor, cells: int, stride: int) -> Tensor:
+    """Pixels (B, cells) of each cell in a line that lie between two ends (B, 2)."""
+    left = torch.arange(0, cells * stride, stride, device=ends.device, dtype=ends.dtype)
+    before = (ends.unsqueeze(2) - left).clamp(0, stride)  # of each cell, how much up to each end
+    return before[:, 1] - before[:, 0]

@@ -22,7 +22,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import pixel_statistics
-from knownot.models.pooled_maps import pooled_maps
+from knownot.models.pooled_maps import by_image, pooled_maps
 from knownot.models.pyramid import TimmPyramid
 from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
 
@@ -186,10 +186,9 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
 
     def seen_in(self, boxes: list[Tensor]) -> list[Tensor]:
         """Pooled maps (B, S) of each photo's boxes (B, 4), in the resized photo; then forgotten."""
-        photos = zip(zip(*self._maps, strict=True), boxes, strict=True)
-        seen = [pooled_maps(maps, of_photo, self._strides) for maps, of_photo in photos]
+        seen = pooled_maps(self._maps, boxes, self._strides)
         del self._maps
-        return seen
+        return list(by_image(seen, boxes))
 
     def select_training_samples(self, proposals: Any, targets: Any) -> Any:
         """torchvision's sample, its labels remembered."""
