@@ -1,10 +1,10 @@
 """The picture of detections in the README: real photos, a detector of `benchmarks/detection.py`.
 
-    python benchmarks/detection_picture.py models/natural5-0/VOS
+    python benchmarks/detection_picture.py models/natural5-3/VOS
 
-Two photos of known classes that no training saw, and four of `ood_coco`; two boxes are mistakes, the
-saucer and the cat. Licences: raccoons MIT (datitran/raccoon_dataset); the others CC BY 2.0, photos
-3573516590, 8033724167, 5258978143 and 8250132140 of flickr.com.
+Two photos of known classes that no training saw, and four of `ood_coco`; one box is a mistake, the
+cat. Licences: raccoons MIT (datitran/raccoon_dataset); the others CC BY 2.0, photos 3573516590,
+8033724167, 5258978143 and 8250132140 of flickr.com.
 Writes `docs/images/detections.jpg`.
 """
 
