@@ -123,6 +123,7 @@ def _detector(model: UnknownAwareDetector) -> dict[str, Any]:
         "architecture": model.regions.architecture,
         "image size": model.regions.image_size,
         "box features": model.regions.feature_dim,
+        "scored features": model.regions.scored_dim,
         "box threshold": model.box_threshold,
         "calibration boxes": len(model.calibration(model.default_score)),
     }

@@ -51,7 +51,9 @@ class FasterRCNNSettings(BaseModel):
     nms_threshold: float = Field(0.5, gt=0, le=1)
     detections: int = Field(100, ge=1, le=100_000)
     scored_strides: tuple[int, ...] = Field(
-        _STRIDES, description="backbone maps that feature scores read; none: the box features"
+        _STRIDES,
+        max_length=len(_STRIDES) + 1,
+        description="backbone maps that feature scores read; none: the box features",
     )
 
 
