@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from knownot.evaluation.detect_set import joined
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
@@ -137,10 +138,8 @@ def tiny_detector(architecture: str = "tf_mobilenetv3_small_minimal_100") -> Unk
     # Boxes that differ: of random weights all are alike.
     nn.init.normal_(regions.model.roi_heads.box_predictor.cls_score.weight, std=1.5)
     photos = torch.randint(0, 256, (40, 3, 80, 96), dtype=torch.uint8)
-    found = model(list(photos))
-    boxes = {key: torch.cat([d[key] for d in found]) for key in ("boxes", "labels")}
-    boxes |= {key: torch.cat([d[key] for d in found]) for key in ("logits", "scored_features")}
-    even, odd = ({k: v[start::2] for k, v in boxes.items()} for start in (0, 1))
-    model.fit_scores(even["scored_features"], even["labels"])
-    model.calibrate(odd)
+    # Boxes of one photo overlap: what is calibrated on is of other photos than what is fitted to.
+    fitted, held_out = (joined(model(list(part))) for part in photos.chunk(2))
+    model.fit_scores(fitted["scored_features"], fitted["labels"])
+    model.calibrate(held_out)
     return model

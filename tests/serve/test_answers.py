@@ -103,10 +103,13 @@ def test_many_at_once_get_their_own_answers(exported_file: Path) -> None:
     expected = OnnxClassifier(exported_file).predict(images)
     found: dict[int, dict[str, Any]] = {}
     with running(exported_file, replace(LIMITS, queue=64)) as server:
+        files = [encoded(image) for image in images]
+        together = threading.Barrier(len(images))
 
         def ask(i: int) -> None:
             score = {"score": "knn"} if i % 5 == 0 else {}
-            (found[i],) = server.predict(encoded(images[i]), **score).json()["photos"]
+            together.wait()
+            (found[i],) = server.predict(files[i], **score).json()["photos"]
 
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(images))]
         for thread in threads:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knownot.core.energy import at_least_float32
+
 
 def pooled_maps(
     feature_maps: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]
@@ -26,11 +28,16 @@ def pooled_maps(
     """
     corners = torch.cat(list(boxes))
     columns = []
-    for cells, stride in zip(feature_maps, strides, strict=True):
+    for maps, stride in zip(feature_maps, strides, strict=True):
+        cells = at_least_float32(maps)  # what distances are measured on is not rounded again
         rows = _covered(corners[:, 1::2], cells.shape[2], stride)
         across = _covered(corners[:, 0::2], cells.shape[3], stride)
-        area = (rows.unsqueeze(2) * across.unsqueeze(1)).flatten(1).to(cells.dtype)  # (B, H W)
-        of_images = zip(by_image(area, boxes), cells.permute(0, 2, 3, 1).flatten(1, 2), strict=True)
+        area = (rows.unsqueeze(2) * across.unsqueeze(1)).flatten(1)  # (B, H W)
+        of_images = zip(
+            by_image(area.to(cells.dtype), boxes),
+            cells.permute(0, 2, 3, 1).flatten(1, 2),
+            strict=True,
+        )
         # Sums; of unit length they are what the means are.
         columns.append(F.normalize(torch.cat([a @ c for a, c in of_images]), dim=1))
     return torch.cat(columns, dim=1)
