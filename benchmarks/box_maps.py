@@ -26,18 +26,17 @@ from torch import Tensor
 
 import knownot
 from cats_dogs import machine, spread
+from detection_sets import found_in
 from knownot.core.metrics import fpr95
 from knownot.core.scores import FeatureScores
 from knownot.data.detection_folder import read_detection_splits
-from knownot.data.detection_set import DetectionSet
-from knownot.evaluation.detect_set import detect_photos, finds_object, joined
+from knownot.evaluation.detect_set import joined
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections
 from knownot.training.altered import altered_boxes
 from knownot.training.config import make_config
 from knownot.training.fit import Silent
 
-BOX = "box features"
 NAMES = ("mahalanobis", "knn")
 
 
@@ -58,31 +57,24 @@ def measure(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     assert isinstance(model, UnknownAwareDetector)
     data = make_config({}, folder / "training" / "config.yaml").data
     splits = read_detection_splits(data)
-    learned, held_out = (found_in(model, photos) for photos in (splits.train, splits.val))
-    strange = joined(altered_boxes(model, splits.val.paths, Silent().stage))
-    levels = widths(model)
-    above = {id(d): d["scores"] >= model.box_threshold for d in (held_out, strange)}
+    learned = joined(found_in(model, splits.train))
+    held_out = above(model, joined(found_in(model, splits.val)))
+    strange = above(model, joined(altered_boxes(model, splits.val.paths, Silent().stage)))
     results = {}
-    for name, columns in choices(levels).items():
+    for name, columns in choices(widths(model)).items():
         fitted = fit(rows(learned, columns), learned, len(model.classes))
-        known = fitted(rows(held_out, columns)[above[id(held_out)]])
-        unknown = fitted(rows(strange, columns)[above[id(strange)]])
+        known, unknown = (fitted(rows(boxes, columns)) for boxes in (held_out, strange))
         results[name] = {
             "altered": {score: fpr95(known[score], unknown[score]) for score in NAMES},
-            "class left out": without_a_class(
-                rows(learned, columns), learned, rows(held_out, columns), held_out, model
-            ),
+            "class left out": without_a_class(model, learned, held_out, columns),
         }
     return results
 
 
-def found_in(model: UnknownAwareDetector, photos: DetectionSet) -> Detections:
-    """Every box of annotated photos; "right" says which found an object."""
-    parts = [
-        {**boxes, "right": finds_object(boxes, photos.objects[i])}
-        for i, boxes in detect_photos(model, photos.paths, {})
-    ]
-    return joined(parts)
+def above(model: UnknownAwareDetector, boxes: Detections) -> Detections:
+    """The boxes that count."""
+    kept = boxes["scores"] >= model.box_threshold
+    return {name: values[kept] for name, values in boxes.items()}
 
 
 def widths(model: UnknownAwareDetector) -> dict[int, slice]:
@@ -100,12 +92,8 @@ def choices(levels: dict[int, slice]) -> dict[str, list[slice] | None]:
         f"map of stride {stride}": [columns] for stride, columns in levels.items()
     }
     coarse = [levels[stride] for stride in sorted(levels)[1:]]
-    return {
-        BOX: None,
-        **alone,
-        "the two coarsest": coarse,
-        "all three": list(levels.values()),
-    }
+    together = {"the two coarsest": coarse, "all three": list(levels.values())}
+    return {"box features": None, **alone, **together}
 
 
 def rows(boxes: Detections, columns: list[slice] | None) -> Tensor:
@@ -126,19 +114,17 @@ def fit(
 
 
 def without_a_class(
-    learned_rows: Tensor,
-    learned: Detections,
-    held_rows: Tensor,
-    held_out: Detections,
     model: UnknownAwareDetector,
+    learned: Detections,
+    held_out: Detections,
+    columns: list[slice] | None,
 ) -> dict[str, float]:
     """Mean FPR95 over the classes, each taken for unknown in turn."""
-    found = held_out["right"] & (held_out["scores"] >= model.box_threshold)
-    classes = held_out["labels"][found]
+    found = held_out["right"]
+    features, classes = rows(held_out, columns)[found], held_out["labels"][found]
     rates: dict[str, list[float]] = {name: [] for name in NAMES}
     for left_out in range(len(model.classes)):
-        fitted = fit(learned_rows, learned, len(model.classes), left_out)
-        scores = fitted(held_rows[found])
+        scores = fit(rows(learned, columns), learned, len(model.classes), left_out)(features)
         strange = classes == left_out
         for name in NAMES:
             rates[name].append(fpr95(scores[name][~strange], scores[name][strange]))

@@ -21,11 +21,13 @@ def test_train_takes_boxes_for_a_detector(
 ) -> None:
     model = tmp_path / "m"
     args = ("--from", detector_folder, "--epochs", 1, "--lr", 1e-5, "--backbone-lr", 1e-6)
+    args = (*args, "--alpha", 0.001)  # too small for so few photos
     code, out, err = knownot_command("train", scenes, "-o", model, *args, "--workers", 0)
     assert code == 0, err
     assert "Faster R-CNN" in err
     assert all(shape in err for shape in KNOWN_SHAPES)
     assert "mAP before, after VOS" in out
+    assert "takes at least 1000 known objects found on validation photos" in " ".join(err.split())
     assert (model / "model.safetensors").is_file()
 
 

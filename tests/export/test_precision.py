@@ -203,7 +203,8 @@ def test_a_detector_in_float16(tmp_path: Path, noise: list[Path]) -> None:
     # p-values are evenly spread ranks.
     assert metadata.calibration is not None
     found = sum(metadata.calibration.histograms["energy"].counts)
-    assert found == pytest.approx(gate["same_class"], rel=0.1)
+    annotated = sum(len(objects.labels) for objects in photos.objects)
+    assert 0.9 * gate["same_class"] <= found <= annotated
     answers = OnnxDetector(path).predict(noise, score="energy", alpha=1e-9)
     ranks = [box.p_value for answer in answers for box in answer.boxes]
     assert np.mean(ranks) == pytest.approx(0.5, abs=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -315,6 +316,12 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
     table.add_row(f"{known} called unknown, at most about", percent(metrics["alpha"]))
     table.add_row("time", f"{metrics['seconds']:.0f} s")
     stdout().print(table)
+    if detector and math.isinf(metrics["threshold"]):  # of photos the plan has said so
+        stderr().print(
+            f"note: nothing can be called unknown: alpha {metrics['alpha']:g} takes at least "
+            f"{math.floor(1 / metrics['alpha'])} known objects found on validation photos, here are "
+            f"{metrics['calibration_boxes']}; add photos, train longer, or raise --alpha"
+        )
     stderr().print(f"next: [bold]knownot predict {folder} new-photos/[/]")
 
 

@@ -1,4 +1,8 @@
-"""What a backbone sees in each box of a photo: its feature maps, averaged over the box."""
+"""What a backbone sees in each box of a photo: its feature maps, averaged over the box.
+
+torchvision's `roi_align` could do it by sampling, as densely as the cells lie 3.7 times as slowly (1.79 ms
+in place of 0.49 for four photos), and a detection may hardly take longer for its scores.
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ SHIPPED = (
     "fasterrcnn_mobilenet_v3_large_320_fpn",
 )
 _STRIDES = (8, 16, 32)
+_SIDE = 256
 
 
 class FasterRCNNSettings(BaseModel):
@@ -294,16 +295,23 @@ class RememberingProposals(RegionProposalNetwork):  # type: ignore[misc]
 
 
 @torch.no_grad()
+def _maps_of_a_square(model: FasterRCNN, network: nn.Module) -> Any:
+    """Maps that a network within the model gives for a square of `_SIDE` pixels."""
+    training = model.training
+    model.eval()
+    maps = network(torch.zeros(1, 3, _SIDE, _SIDE))
+    model.train(training)
+    return maps
+
+
 def _fix_scales(model: FasterRCNN) -> None:
     """Set the scales of the feature maps, which torchvision would take from the first photo.
 
     A narrow one, mostly padding, would set them wrong for all that follow.
     """
-    side, training = 256, model.training
-    maps = model.eval().backbone(torch.zeros(1, 3, side, side))
-    model.train(training)
+    maps = _maps_of_a_square(model, model.backbone)
     pool = model.roi_heads.box_roi_pool
-    strides = [side // maps[name].shape[-1] for name in pool.featmap_names if name in maps]
+    strides = [_SIDE // maps[name].shape[-1] for name in pool.featmap_names if name in maps]
     pool.scales = [1 / stride for stride in strides]
     first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
     pool.map_levels = initLevelMapper(
@@ -311,17 +319,14 @@ def _fix_scales(model: FasterRCNN) -> None:
     )
 
 
-@torch.no_grad()
 def _read_maps(model: FasterRCNN, strides: tuple[int, ...]) -> int:
     """Have feature scores read the maps of these strides; returns how many channels they have.
 
     Of several maps of a stride the deepest; strides that the backbone lacks are left out.
     """
-    side, training = 256, model.training
-    body = model.eval().backbone.body
-    maps = _in_order(body(torch.zeros(1, 3, side, side)))
-    model.train(training)
-    by_stride = {side // values.shape[-1]: level for level, values in enumerate(maps)}
+    body = model.backbone.body
+    maps = _in_order(_maps_of_a_square(model, body))
+    by_stride = {_SIDE // values.shape[-1]: level for level, values in enumerate(maps)}
     used = [stride for stride in strides if stride in by_stride]
     if not used:
         raise ConfigError(
