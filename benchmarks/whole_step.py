@@ -1,12 +1,13 @@
 """Time of a whole training step of WRN-40-2 on CIFAR-10: without VOS, with ours, with pytorch-ood's.
 
     python -m benchmarks whole_step                        # about 5 min on 2 idle cores
-    python -m benchmarks whole_step --device cuda --rounds 200
+    python -m benchmarks whole_step --device cuda --rounds 20 --steps 50
+    python -m benchmarks whole_step --device cuda --rounds 20 --steps 50 --graphs
 
 Every variant has its own copy of one network and takes the same batches of 128 photos in turns, in one
 run: crops and mirrors, forward, backward and the optimiser, by the loop that `knownot benchmark` trains
-with. Channels last in all; mixed precision in all where `--precision` says so, as on a GPU. Windows and
-queues are full before the clock starts.
+with; with `--graphs` as CUDA graphs, as that does on a GPU. Channels last in all; mixed precision in all
+where `--precision` says so, as on a GPU. Windows and queues are full before the clock starts.
 
 A step with VOS over one without is reported twice: of the whole steps, round by round, and by parts:
 one more than the seconds of the loss alone, forward and backward on the step's own features, over those
@@ -57,7 +58,7 @@ class Variant:
     """A network of its own, with one of the losses, in the benchmark's training loop."""
 
     def __init__(self, name: str, network: nn.Module, data: Data) -> None:
-        self.data = data
+        self.name, self.data = name, data
         width = 64 * data.settings.width
         model = UnknownAwareClassifier(
             copy.deepcopy(network),
@@ -75,10 +76,16 @@ class Variant:
             PEER: lambda: PytorchOodVos(model),
         }
         self.loss = losses[name]().to(data.device)
-        if name == COMPILED:
-            model.vos.compile()
         settings = data.settings
-        self.run = SmallImageRun(model, self.loss, settings, data.pixels, data.labels, seed=0)
+        self.run = SmallImageRun(
+            model,
+            self.loss,
+            settings,
+            data.pixels,
+            data.labels,
+            seed=0,
+            cuda_graphs=data.graphs and name != PEER,
+        )
 
     def fill(self) -> None:
         """Full windows: the time of a step does not depend on what is in them."""
@@ -88,10 +95,13 @@ class Variant:
         self.run.model.train()
         with torch.no_grad():
             self.loss(features, self.run.model.head(features), labels)
+        if self.name == COMPILED:
+            self.run.model.vos.compile()
 
     def step(self, number: int) -> float:
-        """Seconds of a whole step; the same batch for all variants."""
-        return self.data.seconds(lambda: self.run.train_epoch(number, steps=1))
+        """Seconds of a whole step; the same batches for all variants."""
+        steps = self.data.steps
+        return self.data.seconds(lambda: self.run.train_epoch(number, steps)) / steps
 
     def loss_alone(self) -> float:
         """Seconds of the loss, forward and backward, on features of a batch."""
@@ -103,9 +113,10 @@ class Variant:
         logits = self.run.model.head(features)
 
         def forward_and_backward() -> None:
-            self.loss(features, logits, labels).backward()
+            for _ in range(self.data.steps):
+                self.loss(features, logits, labels).backward(retain_graph=True)
 
-        return self.data.seconds(forward_and_backward)
+        return self.data.seconds(forward_and_backward) / self.data.steps
 
 
 class Data:
@@ -121,6 +132,8 @@ class Data:
             precision=options.precision or half,
         )
         self.queue: int = options.queue
+        self.steps: int = options.steps
+        self.graphs: bool = options.graphs
         known = known_images("cifar10", options.data, "train")
         self.classes = known.classes
         places = range(0, len(known.images), max(1, len(known.images) // options.images))
@@ -161,12 +174,16 @@ def main() -> None:
         for name, times in alone.items():
             times.append(variants[name].loss_alone())
     result = summary(whole, alone) | {
-        "settings": {"batch": options.batch, "queue": options.queue, **settings.model_dump()},
+        "settings": {
+            **{name: getattr(options, name) for name in ("batch", "queue", "steps", "graphs")},
+            **settings.model_dump(),
+        },
         "machine": machine(data.device),
         "rounds": options.rounds,
     }
     options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / f"whole_step_{data.device.type}.json"
+    graphs = "_graphs" if options.graphs else ""
+    file = options.output / f"whole_step_{data.device.type}{graphs}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['machine']}, {settings.precision}, {options.rounds} rounds\n")
     print("| | step, ms | over the step without VOS | the loss alone, ms | ratio by parts |")
@@ -222,7 +239,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--queue", type=int, default=1000, help="window of a class")
     parser.add_argument("--images", type=int, default=2000, help="photos to draw batches from")
-    parser.add_argument("--rounds", type=int, default=15, help="steps of each variant")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each variant")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a turn; many on a GPU")
+    parser.add_argument("--graphs", action="store_true", help="steps as CUDA graphs")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before the clock starts")
     parser.add_argument(
         "--without", nargs="*", default=[], choices=[OURS, COMPILED, PEER], help="leave out"
@@ -231,6 +250,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
+    if options.steps > max(1, options.images // options.batch):
+        parser.error("--steps: more than the batches of --images")
     return options
 
 

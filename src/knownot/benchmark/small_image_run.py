@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knownot.benchmark.config import SmallImageTraining
+from knownot.benchmark.cuda_graphs import GraphedGradients
+from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.data.kept_files import write_whole
 from knownot.errors import MissingExtraError, TrainingError
 from knownot.models.classifier import ClassifierOutput, UnknownAwareClassifier
@@ -51,6 +54,8 @@ class SmallImageRun:
         seed: All randomness of an epoch follows from it and the epoch.
         beginning: File for the state before VOS starts: read where there is one, else written.
             Runs that differ only in what counts after the start may share it.
+        cuda_graphs: Whether steps run as CUDA graphs, some four times as fast; not for a loss that
+            waits for the device.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class SmallImageRun:
         labels: Tensor,
         seed: int,
         beginning: Path | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model, self.uncertainty, self.settings, self.seed = model, uncertainty, settings, seed
         self.beginning = beginning
@@ -79,6 +85,8 @@ class SmallImageRun:
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
         )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.graphs = GraphedGradients(self._compute, parameters) if cuda_graphs else None
 
     def train(self, checkpoint: Path, progress: object = None) -> None:
         """Train to the end, from `checkpoint` if there is one; it is written after every epoch.
@@ -103,17 +111,34 @@ class SmallImageRun:
         order = torch.randperm(len(self.labels)).to(self.labels.device)
         size = self.settings.batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        for step, batch in enumerate(batches[: steps or self.steps]):
-            self._set_lr(epoch * self.steps + step)
-            labels = self.labels[batch]
-            output = self._forward(crop_and_mirror(self.pixels[batch]))
-            loss = F.cross_entropy(output.logits, labels)
-            loss = loss + self.uncertainty(output.features, output.logits, labels)
-            if not torch.isfinite(loss):
-                raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; lower lr")
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+        with self.graphs or nullcontext():
+            for step, batch in enumerate(batches[: steps or self.steps]):
+                self._set_lr(epoch * self.steps + step)
+                loss = self._gradients(batch)
+                self.optimizer.step()
+        # A loss that once was not finite stays so. Asked for at every step, a GPU would wait.
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; lower lr")
+
+    def _gradients(self, batch: Tensor) -> Tensor:
+        """Loss of the images of these numbers (B,), its gradient in the parameters."""
+        if self.graphs is None:
+            return self._compute(batch)
+        ours = self.uncertainty if isinstance(self.uncertainty, VirtualOutlierLoss) else None
+        loss, replayed = self.graphs(batch, kind=ours.started if ours else None)
+        if ours and replayed:
+            ours.replayed(len(batch))
+        return loss
+
+    def _compute(self, batch: Tensor) -> Tensor:
+        labels = self.labels[batch]
+        output = self._forward(crop_and_mirror(self.pixels[batch]))
+        loss = F.cross_entropy(output.logits, labels)
+        loss = loss + self.uncertainty(output.features, output.logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        done: Tensor = loss.detach()
+        return done
 
     def _forward(self, images: Tensor) -> ClassifierOutput:
         # The head and the losses always in float32: covariances need it.
@@ -174,10 +199,10 @@ def crop_and_mirror(images: Tensor) -> Tensor:
     n, _, height, width = images.shape
     padded = F.pad(images, (_PADDING,) * 4)
     device = images.device
-    top, left = (torch.randint(2 * _PADDING + 1, (n, 1)).to(device) for _ in range(2))
+    top, left = (torch.randint(2 * _PADDING + 1, (n, 1), device=device) for _ in range(2))
     rows = top + torch.arange(height, device=device)
     columns = left + torch.arange(width, device=device)
-    mirrored = (torch.rand(n, 1) < 0.5).to(device)
+    mirrored = torch.rand(n, 1, device=device) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
     image = torch.arange(n, device=device)[:, None, None]
     # Advanced indices around a slice put the channels last.

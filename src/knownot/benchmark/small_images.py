@@ -65,10 +65,20 @@ class SmallImageRecipe:
         folder = self.place.model_folder(training, seed)
         if (folder / "config.json").is_file():
             return cast(UnknownAwareClassifier, load(folder, backbone=self._backbone())).eval()
+        checkpoint = folder.with_name(f".{folder.name}.ckpt")
+        model = self.trained(training, seed, checkpoint).cpu().eval()
+        train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
+        model.fit_scores(train.backbone_features, train.labels)
+        model.calibrate(val.backbone_features, altered=self.altered(model, (training, seed)))
+        save(model, folder)
+        checkpoint.unlink(missing_ok=True)
+        return model
+
+    def trained(self, training: str, seed: int, checkpoint: Path) -> UnknownAwareClassifier:
+        """The model at the end of its training, which `checkpoint` interrupts and holds."""
         torch.manual_seed(seed)
         device = choose_device(self.settings.device)
         model = self._build(training).to(device)
-        checkpoint = folder.with_name(f".{folder.name}.ckpt")
         peer = self.place.config.training_of(training).peer
         model.vos.start_step = self._settings(training).start_step(self._steps)
         run = SmallImageRun(
@@ -79,15 +89,10 @@ class SmallImageRecipe:
             self._known_labels("train"),
             seed,
             None if peer else self._shared_beginning(training, seed),
+            cuda_graphs=device.type == "cuda" and not peer,
         )
         stage = f"{training}, seed {seed}: epochs"
         run.train(checkpoint, self.place.reporter.stage(stage, self.settings.epochs))
-        model.cpu().eval()
-        train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
-        model.fit_scores(train.backbone_features, train.labels)
-        model.calibrate(val.backbone_features, altered=self.altered(model, (training, seed)))
-        save(model, folder)
-        checkpoint.unlink(missing_ok=True)
         return model
 
     def known(self, model: UnknownAwareClassifier, run: tuple[str, int], part: Part) -> Arrays:
