@@ -11,7 +11,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-
 # Calls of a kind before it is captured: by then libraries have chosen their kernels, and what is
 # compiled is compiled, with and without what is due only now and then.
 _WARM_UP = 4
