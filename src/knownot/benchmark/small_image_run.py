@@ -54,7 +54,7 @@ class SmallImageRun:
         seed: All randomness of an epoch follows from it and the epoch.
         beginning: File for the state before VOS starts: read where there is one, else written.
             Runs that differ only in what counts after the start may share it.
-        cuda_graphs: Whether steps run as CUDA graphs, some four times as fast; not for a loss that
+        cuda_graphs: Whether steps run as CUDA graphs, some three times as fast; not for a loss that
             waits for the device.
     """
 
