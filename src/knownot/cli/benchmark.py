@@ -23,7 +23,8 @@ def benchmark(
         typer.Option(
             help="cats_dogs, cats_dogs_finetuned, cifar10_frozen, cifar10_frozen_short, "
             "cifar10_finetuned, cifar10_small, cifar10_wrn40, cifar10_wrn40_photos, "
-            "ablations_cats_dogs, ablations_cifar10_frozen, ablations_cifar10_small, or a YAML file of your own."
+            "ablations_cats_dogs, ablations_cifar10_frozen, ablations_cifar10_small, or a YAML "
+            "file of your own."
         ),
     ] = "cats_dogs",
     data: Annotated[
