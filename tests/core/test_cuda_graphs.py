@@ -62,10 +62,12 @@ def test_a_step_does_not_wait_for_the_gpu(kind, start_step):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(3):
-            training.step(features, labels)
+        losses = [training.step(features, labels) for _ in range(3)]
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            losses[0].item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
 
 
 @needs_gpu
@@ -80,7 +82,7 @@ def test_replays_leave_the_moments_of_eager_steps(kind):
         for held, new in zip((features, labels), training.batch(), strict=True):
             held.copy_(new)
         graph.replay()
-        training.vos.replayed(BATCH)
+        training.vos.count_step(BATCH)
         losses.add(loss.item())
         eager.update(features, labels)
     eager.refactor()
@@ -88,7 +90,9 @@ def test_replays_leave_the_moments_of_eager_steps(kind):
     assert len(losses) == 20
     expected = dict(eager.named_buffers())
     for name, buffer in training.vos.gaussians.named_buffers():
-        torch.testing.assert_close(buffer, expected[name], msg=name)
+        torch.testing.assert_close(
+            buffer, expected[name], msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @needs_gpu
@@ -114,7 +118,7 @@ def test_a_replay_counts_as_a_step_does():
     training, other = (Training(device="cpu", start_step=5) for _ in range(2))
     for _ in range(3):
         training.step(*training.batch())
-        other.vos.replayed(BATCH)
+        other.vos.count_step(BATCH)
     assert other.vos.steps == training.vos.steps == 5
     assert other.vos.started
     for name in ("_rows", "_updates"):

@@ -127,10 +127,11 @@ class SmallImageRun:
         ours = self.uncertainty if isinstance(self.uncertainty, VirtualOutlierLoss) else None
         loss, replayed = self.graphs(batch, kind=ours.started if ours else None)
         if ours and replayed:
-            ours.replayed(len(batch))
+            ours.count_step(len(batch))
         return loss
 
     def _compute(self, batch: Tensor) -> Tensor:
+        """`_gradients` launch by launch."""
         labels = self.labels[batch]
         output = self._forward(crop_and_mirror(self.pixels[batch]))
         loss = F.cross_entropy(output.logits, labels)

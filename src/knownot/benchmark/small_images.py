@@ -66,7 +66,7 @@ class SmallImageRecipe:
         if (folder / "config.json").is_file():
             return cast(UnknownAwareClassifier, load(folder, backbone=self._backbone())).eval()
         checkpoint = folder.with_name(f".{folder.name}.ckpt")
-        model = self.trained(training, seed, checkpoint).cpu().eval()
+        model = self._trained(training, seed, checkpoint).cpu().eval()
         train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
         model.fit_scores(train.backbone_features, train.labels)
         model.calibrate(val.backbone_features, altered=self.altered(model, (training, seed)))
@@ -74,8 +74,8 @@ class SmallImageRecipe:
         checkpoint.unlink(missing_ok=True)
         return model
 
-    def trained(self, training: str, seed: int, checkpoint: Path) -> UnknownAwareClassifier:
-        """The model at the end of its training, which `checkpoint` interrupts and holds."""
+    def _trained(self, training: str, seed: int, checkpoint: Path) -> UnknownAwareClassifier:
+        """The model at the end of its training, which goes on from `checkpoint` if there is one."""
         torch.manual_seed(seed)
         device = choose_device(self.settings.device)
         model = self._build(training).to(device)

@@ -55,10 +55,6 @@ def uncertainty_loss(
     return F.binary_cross_entropy_with_logits(phi, is_id, share, reduction="sum")
 
 
-def _being_captured(features: Tensor) -> bool:
-    return features.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 class VirtualOutlierLoss(nn.Module):
     """Uncertainty loss on the energy gap between features and virtual outliers.
 
@@ -270,16 +266,23 @@ class VirtualOutlierLoss(nn.Module):
         Returns:
             Scalar loss, float32 or float64; 0 before `start_step`, without a ready class, and
             for an empty batch. In evaluation mode nothing is remembered.
+
+        Raises:
+            RuntimeError: If a CUDA graph is being captured where classes take turns.
         """
         if not self.training:
             return self._loss(logits, labels, self.sample_outliers().to(features.dtype))
         ranks = world_size()
         rows, joint_labels = gather_rows(features, labels)
-        started, captured = self.started, _being_captured(features)
-        if captured:
-            self._check_capture()
-        else:
-            self._count(len(joint_labels))
+        started = self.started
+        captured = features.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not captured:
+            self.count_step(len(joint_labels))
+        elif self.classes_per_step < self.num_classes:
+            raise RuntimeError(
+                "a CUDA graph would draw around the same classes at every replay; build the loss "
+                f"with classes_per_step={self.num_classes}"
+            )
         if not started:
             self.gaussians.take_in(rows, joint_labels)
             return logits.new_zeros((), dtype=torch.float32)
@@ -290,26 +293,18 @@ class VirtualOutlierLoss(nn.Module):
         step = self._compiled_step or self._step
         return step(features, logits, labels, rows, joint_labels, classes, noise, refactor)
 
-    def replayed(self, rows: int) -> None:
-        """Count a training step that a CUDA graph replayed, with so many features.
+    def count_step(self, rows: int) -> None:
+        """What a training step does on the host: count, and clear rounding from the moments at times.
 
-        A graph that captured a call holds what it does on the device alone: call this after every
-        replay, so that the step counts in `steps` and rounding is cleared from the moments now and
-        then. Capture after `start_step` (`started` tells), or once before and once after; a graph
-        factors the covariance anew at every replay.
+        A call of the module does it by itself. A CUDA graph that captured one replays what happens
+        on the device alone: call this after every replay. Capture after `start_step` (`started`
+        tells), or once before and once after; a graph factors the covariance anew at every replay.
+
+        Args:
+            rows: Number of features in the step.
         """
-        self._count(rows)
-
-    def _count(self, rows: int) -> None:
         self.steps += 1
         self.gaussians.upkeep(rows)
-
-    def _check_capture(self) -> None:
-        if self.classes_per_step < self.num_classes:
-            raise RuntimeError(
-                "a CUDA graph would draw around the same classes at every replay; build the loss "
-                f"with classes_per_step={self.num_classes}"
-            )
 
     def _classes_in_turn(self, device: torch.device) -> Tensor | None:
         """The classes of this step, (classes_per_step,), int64; None for all."""
