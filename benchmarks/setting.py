@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from cats_dogs import default_data, machine, spread, with_earlier_runs
-from knownot.benchmark.arrays import Arrays, Fitted, from_backbone_features
+from knownot.benchmark.arrays import Arrays, Fitted, from_scored_features
 from knownot.benchmark.config import load_config
 from knownot.benchmark.recipe import Recipe
 from knownot.benchmark.run import SETTINGS, make_recipe
@@ -110,7 +110,7 @@ def measure(recipe: Recipe, name: str, seed: int) -> dict[str, Any]:
     model = recipe.model(name, seed)
     val = recipe.known(model, (name, seed), "val")
     altered = [
-        from_backbone_features(model, rows, None) for rows in recipe.altered(model, (name, seed))
+        from_scored_features(model, rows, None) for rows in recipe.altered(model, (name, seed))
     ]
     fitted = Fitted(model, val, val)  # ours are fitted to the training photos by now
 

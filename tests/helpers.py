@@ -90,9 +90,9 @@ def tiny_model(
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        model.fit_scores(model.backbone_features(images), labels)
+        model.fit_scores(model.scored_features(images), labels)
         held = torch.cat([pixels(60, c, 5000 + 1000 * k) for k, c in enumerate(COLOURS.values())])
-        model.calibrate(model.backbone_features(held), classwise)
+        model.calibrate(model.scored_features(held), classwise)
     return model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from knownot.benchmark.arrays import Arrays, Fitted, from_backbone_features
+from knownot.benchmark.arrays import Arrays, Fitted, from_scored_features
 from knownot.benchmark.scores import LEFT_OUT, OURS, POSTHOC, SCORES, NotAvailableError
 from knownot.core import metrics
 from knownot.models.classifier import UnknownAwareClassifier
@@ -31,8 +31,8 @@ def plain_model() -> UnknownAwareClassifier:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.fit_scores(train.backbone_features, train.labels)
-    model.calibrate(val.backbone_features)
+    model.fit_scores(train.scored_features, train.labels)
+    model.calibrate(val.scored_features)
     return model
 
 
@@ -40,8 +40,8 @@ def colours(model, start: int, count: int = 60) -> Arrays:
     images = torch.cat([pixels(count, c, start + 1000 * k) for k, c in enumerate(COLOURS.values())])
     labels = torch.arange(2).repeat_interleave(count)
     with torch.no_grad():
-        rows = model.backbone_features(images)
-    return from_backbone_features(model, rows, labels, lambda: images)
+        rows = model.scored_features(images)
+    return from_scored_features(model, rows, labels, lambda: images)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def known_arrays(fitted: Fitted) -> Arrays:
 def ood_arrays(fitted: Fitted) -> Arrays:
     images = pixels(40, (40, 40, 220), 60_000)
     with torch.no_grad():
-        return from_backbone_features(
-            fitted.model, fitted.model.backbone_features(images), None, lambda: images
+        return from_scored_features(
+            fitted.model, fitted.model.scored_features(images), None, lambda: images
         )
 
 
@@ -114,7 +114,7 @@ def test_odin_says_what_it_lacks(fitted: Fitted, known_arrays: Arrays) -> None:
     without = Arrays(
         known_arrays.logits,
         known_arrays.features,
-        known_arrays.backbone_features,
+        known_arrays.scored_features,
         known_arrays.labels,
     )
     with pytest.raises(NotAvailableError, match="gradient with respect to the pixels"):

@@ -18,7 +18,7 @@ class Arrays:
     Attributes:
         logits: Class logits (N, K).
         features: Penultimate features, which the head reads (N, D).
-        backbone_features: Features before the bottleneck (N, B), the same where there is none.
+        scored_features: What the model's own feature scores read (N, S).
         labels: True classes (N,), int64; -1 for OOD images.
         pixels: The images (N, 3, S, S), uint8, where they are kept: loads them.
         scores: The model's own scores (N,) by name, once one of them was asked for.
@@ -26,7 +26,7 @@ class Arrays:
 
     logits: Tensor
     features: Tensor
-    backbone_features: Tensor
+    scored_features: Tensor
     labels: Tensor
     pixels: Callable[[], Tensor] | None = None
     scores: dict[str, Tensor] = field(default_factory=dict, compare=False)
@@ -51,13 +51,13 @@ class Fitted:
 
 
 @torch.no_grad()
-def from_backbone_features(
+def from_scored_features(
     model: UnknownAwareClassifier,
     rows: Tensor,
     labels: Tensor | None,
     pixels: Callable[[], Tensor] | None = None,
 ) -> Arrays:
-    """Bottleneck and head on backbone features (N, B); labels (N,) are -1 if not given."""
+    """Bottleneck and head on features (N, S) of `scored_features`; labels (N,) are -1 if not given."""
     output = model.classify(rows)
     if labels is None:
         labels = torch.full((len(rows),), -1, dtype=torch.int64)

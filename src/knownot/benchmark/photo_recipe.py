@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from knownot.benchmark.arrays import Arrays, from_backbone_features
+from knownot.benchmark.arrays import Arrays, from_scored_features
 from knownot.benchmark.config import PhotoTraining
 from knownot.benchmark.image_sets import Images, ood_images
 from knownot.benchmark.recipe import Part
@@ -77,7 +77,7 @@ class PhotoRecipe:
         """Arrays of a part of the known photos."""
         photos = self._photos(self._config(*run), part)
         rows, kept = self._features(model, photos.paths, f"{_WORDS[part]} photos")
-        return from_backbone_features(model, rows, torch.tensor(photos.labels)[kept])
+        return from_scored_features(model, rows, torch.tensor(photos.labels)[kept])
 
     def ood(self, model: UnknownAwareClassifier, run: tuple[str, int], name: str) -> Arrays:
         """Arrays of an OOD set."""
@@ -85,10 +85,10 @@ class PhotoRecipe:
         rows, _ = self._features(model, images, name)
         if not len(rows):
             raise DataError(f"set {name!r}: none of its {len(images)} images can be read")
-        return from_backbone_features(model, rows, None)
+        return from_scored_features(model, rows, None)
 
     def altered(self, model: UnknownAwareClassifier, run: tuple[str, int]) -> list[Tensor]:
-        """Backbone features of altered validation photos."""
+        """Features of altered validation photos."""
         paths = self._photos(self._config(*run), "val").paths
         return altered_features(model, paths, self.cache, self._stage)
 
@@ -131,7 +131,7 @@ class PhotoRecipe:
     def _features(
         self, model: UnknownAwareClassifier, images: Images, what: str
     ) -> tuple[Tensor, Tensor]:
-        """Backbone features (M, B), and which images they belong to (M,)."""
+        """Features (M, S), and which images they belong to (M,)."""
         progress = self._stage(f"features of {what}", len(images))
         if all(isinstance(image, Path) for image in images):
             found = extract_features(model, cast(list[Path], images), self.cache, progress)
@@ -144,7 +144,7 @@ class PhotoRecipe:
             {},
         ):
             with torch.no_grad():
-                rows.append(model.backbone_features(pixels.to(model.device)).float().cpu())
+                rows.append(model.scored_features(pixels.to(model.device)).float().cpu())
             indices += batch
             progress(len(batch))
         return torch.cat(rows), torch.tensor(indices)

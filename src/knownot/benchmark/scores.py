@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from knownot.benchmark.arrays import Arrays, Fitted
 from knownot.errors import MissingExtraError
-from knownot.models.classifier import ClassifierOutput
 
 Scorer = Callable[[Arrays], Tensor]
 Score = Callable[[Fitted], Scorer]
@@ -125,9 +124,8 @@ def _ours(name: str) -> Score:
         @torch.no_grad()
         def scorer(arrays: Arrays) -> Tensor:
             if not arrays.scores:  # one pass gives them all
-                rows = (arrays.logits, arrays.features, arrays.backbone_features)
-                chunks = zip(*(_split(part) for part in rows), strict=True)
-                found = [model.scores(ClassifierOutput(*chunk)) for chunk in chunks]
+                chunks = zip(_split(arrays.logits), _split(arrays.scored_features), strict=True)
+                found = [model.row_scores(*chunk) for chunk in chunks]
                 arrays.scores.update({n: torch.cat([part[n] for part in found]) for n in found[0]})
             return arrays.scores[name]
 

@@ -28,12 +28,10 @@ def wide_resnet(depth: int, width: int, dropout: float) -> nn.Module:
         MissingExtraError: If pytorch-ood, whose network it is, is not installed.
     """
     try:
-        from pytorch_ood.model import WideResNet
+        from knownot.benchmark.wide_resnet import WideResNetFeatures
     except ImportError:
         raise MissingExtraError("pytorch-ood", "baselines", "its Wide ResNet") from None
-    network: nn.Module = WideResNet(1, depth=depth, widen_factor=width, drop_rate=dropout)
-    network.fc = nn.Identity()
-    return network
+    return WideResNetFeatures(depth, width, dropout)
 
 
 def steps_per_epoch(images: int, settings: SmallImageTraining) -> int:

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from knownot.benchmark.arrays import Arrays, from_backbone_features
+from knownot.benchmark.arrays import Arrays, from_scored_features
 from knownot.benchmark.config import SmallImageTraining
 from knownot.benchmark.image_sets import Images, known_images, ood_images
 from knownot.benchmark.recipe import Part
@@ -23,6 +23,7 @@ from knownot.data.photo import open_photo
 from knownot.data.reading import read_batches
 from knownot.errors import ConfigError, DataError
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.earlier_map import find_earlier_map
 from knownot.models.model_folder import choose_device, load, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import TrainConfig, make_config
@@ -68,8 +69,8 @@ class SmallImageRecipe:
         checkpoint = folder.with_name(f".{folder.name}.ckpt")
         model = self._trained(training, seed, checkpoint).cpu().eval()
         train, val = (self.known(model, (training, seed), part) for part in ("train", "val"))
-        model.fit_scores(train.backbone_features, train.labels)
-        model.calibrate(val.backbone_features, altered=self.altered(model, (training, seed)))
+        model.fit_scores(train.scored_features, train.labels)
+        model.calibrate(val.scored_features, altered=self.altered(model, (training, seed)))
         save(model, folder)
         checkpoint.unlink(missing_ok=True)
         return model
@@ -105,10 +106,10 @@ class SmallImageRecipe:
 
     @torch.no_grad()
     def altered(self, model: UnknownAwareClassifier, run: tuple[str, int]) -> list[Tensor]:
-        """Backbone features of altered validation images."""
+        """Features of altered validation images."""
         images = self._known_pixels("val")[:_ALTERED]
         batches = (torch.split(alter(name, images, seed=0), _BATCH) for name in ALTERATIONS)
-        return [torch.cat([model.backbone_features(b) for b in kind]) for kind in batches]
+        return [torch.cat([model.scored_features(b) for b in kind]) for kind in batches]
 
     def _arrays(
         self, model: UnknownAwareClassifier, run: tuple[str, int], part: str, labels: Tensor | None
@@ -123,13 +124,13 @@ class SmallImageRecipe:
             rows = []
             with torch.no_grad():
                 for chunk in (pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH)):
-                    rows.append(model.backbone_features(chunk.to(device)).float().cpu())
+                    rows.append(model.scored_features(chunk.to(device)).float().cpu())
                     progress(len(chunk))
             model.cpu()
             kept = {"rows": torch.cat(rows)}
             write_tensors(file, kept)
         pixels_again = None if part == "train" else lambda: self._part_pixels(part)
-        return from_backbone_features(model, kept["rows"], labels, pixels_again)
+        return from_scored_features(model, kept["rows"], labels, pixels_again)
 
     def _part_pixels(self, part: str) -> Tensor:
         if part in ("train", "val", "test"):
@@ -244,13 +245,15 @@ class SmallImageRecipe:
         config = self._settings(training)
         width = 64 * self.settings.width
         bottleneck = config.bottleneck_for(width)
+        backbone = self._backbone()
         return UnknownAwareClassifier(
-            self._backbone(),
+            backbone,
             width,
             self._classes,
             self._preprocessing,
             bottleneck=bottleneck,
             bottleneck_relu=config.bottleneck_relu,
             standardise=config.standardised,
+            earlier_map=find_earlier_map(backbone, self.settings.image_size),
             vos=config.vos_settings(len(self._classes), bottleneck or width),
         ).to(memory_format=torch.channels_last)

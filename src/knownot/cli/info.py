@@ -112,6 +112,7 @@ def _classifier(model: UnknownAwareClassifier) -> dict[str, Any]:
         "architecture": model.architecture,
         "image size": model.preprocessing.image_size,
         "backbone features": model.backbone_dim,
+        "of an earlier map": model.earlier_dim,
         "bottleneck": model.bottleneck,
         "calibration photos": len(model.calibration(model.default_score)),
     }

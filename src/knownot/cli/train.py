@@ -67,6 +67,10 @@ def train(
         bool | None,
         typer.Option(help="Unit length and variance before it. (default: head yes, all no)"),
     ] = None,
+    earlier_map: Annotated[
+        bool | None,
+        typer.Option(help="Mahalanobis reads an earlier map of the backbone too. (default: yes)"),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="(default: head 30, all 4, detector 12)")
     ] = None,

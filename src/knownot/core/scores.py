@@ -72,13 +72,15 @@ class FeatureScores(nn.Module):
     """Mahalanobis and nearest-neighbour scores against the training features of a backbone.
 
     Features are scaled to unit length first, for both scores: for the Mahalanobis distance this
-    removes the spread of feature norms that a Gaussian cannot describe.
+    removes the spread of feature norms that a Gaussian cannot describe. It may read what an earlier
+    layer saw as well, in the last columns of a row, at a unit length of their own.
 
     Args:
         num_classes: Number of classes K.
-        feature_dim: Feature width D.
+        feature_dim: Width D of a row.
         bank_size: Number of rows M that the bank keeps.
         k: Neighbour of the `knn` score.
+        earlier_dim: How many of the columns, the last ones, are an earlier layer's.
 
     Attributes:
         bank_rows: Which of the training rows the bank holds (M,), int64, ascending; known to the
@@ -92,13 +94,21 @@ class FeatureScores(nn.Module):
     whitening: Tensor
     bank: Tensor
 
-    def __init__(self, num_classes: int, feature_dim: int, bank_size: int, k: int = 10) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        bank_size: int,
+        k: int = 10,
+        earlier_dim: int = 0,
+    ) -> None:
         super().__init__()
         self.k = k
+        self.earlier_dim = earlier_dim
         self.bank_rows: Tensor | None = None
         self.register_buffer("means", torch.zeros(num_classes, feature_dim))
         self.register_buffer("whitening", torch.eye(feature_dim))
-        self.register_buffer("bank", torch.zeros(bank_size, feature_dim))
+        self.register_buffer("bank", torch.zeros(bank_size, feature_dim - earlier_dim))
 
     @classmethod
     def fit(
@@ -109,14 +119,15 @@ class FeatureScores(nn.Module):
         k: int = 10,
         max_bank: int = 20_000,
         generator: torch.Generator | None = None,
+        earlier_dim: int = 0,
     ) -> FeatureScores:
-        """Fit on training features (N, D) with labels (N,).
+        """Fit on training rows (N, D) with labels (N,).
 
         Beyond `max_bank` rows a random subset serves as the bank.
         """
-        unit = F.normalize(at_least_float32(features).float(), dim=1)
-        keep = torch.randperm(len(unit), generator=generator)[:max_bank].sort().values
-        fitted = cls(num_classes, features.shape[1], len(keep), k)
+        keep = torch.randperm(len(features), generator=generator)[:max_bank].sort().values
+        fitted = cls(num_classes, features.shape[1], len(keep), k, earlier_dim)
+        last, unit = fitted._unit(features)
         longest = int(torch.bincount(labels, minlength=num_classes).max())
         gaussians = WindowGaussians(num_classes, features.shape[1], queue_size=longest)
         gaussians.update(unit, labels)
@@ -124,29 +135,33 @@ class FeatureScores(nn.Module):
         eye = torch.eye(features.shape[1], dtype=torch.float64)
         inverse = torch.linalg.solve_triangular(gaussians.cholesky(), eye, upper=False)
         fitted.whitening.copy_(inverse.T)
-        fitted.bank.copy_(unit[keep])
+        fitted.bank.copy_(last[keep])
         fitted.bank_rows = keep
         return fitted
 
     def nearest(self, features: Tensor, count: int) -> Tensor:
-        """Rows of the bank nearest to features (N, D), the nearest first.
+        """Rows of the bank nearest to rows (N, D), the nearest first.
 
         Returns:
             Their indices (N, n), int64; n is `count`, or the size of a smaller bank.
         """
-        unit = self._unit(features)
+        last, _ = self._unit(features)
         # As many as `knn` looks for: a graph that holds both then searches once.
-        found = (unit @ self.bank.T).topk(min(max(count, self.k), len(self.bank)), dim=-1)
+        found = (last @ self.bank.T).topk(min(max(count, self.k), len(self.bank)), dim=-1)
         return found.indices[..., :count]
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Scores `{"mahalanobis": (N,), "knn": (N,)}` of features (N, D)."""
-        unit = self._unit(features)
+        """Scores `{"mahalanobis": (N,), "knn": (N,)}` of rows (N, D)."""
+        last, both = self._unit(features)
         return {
-            "mahalanobis": mahalanobis(unit, self.means, self.whitening),
-            "knn": knn(unit, self.bank, self.k),
+            "mahalanobis": mahalanobis(both, self.means, self.whitening),
+            "knn": knn(last, self.bank, self.k),
         }
 
-    def _unit(self, features: Tensor) -> Tensor:
-        """Features of length one, as the bank holds them."""
-        return F.normalize(at_least_float32(features), dim=-1).to(self.bank.dtype)
+    def _unit(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The last layer's columns at length one, and with the earlier layer's at length one behind."""
+        rows = at_least_float32(features).to(self.bank.dtype)
+        last = F.normalize(rows[..., : self.bank.shape[1]], dim=-1)
+        if not self.earlier_dim:
+            return last, last
+        return last, torch.cat([last, F.normalize(rows[..., -self.earlier_dim :], dim=-1)], dim=-1)

@@ -93,8 +93,8 @@ def train_digits(sets: DigitSets, seed: int, vos_weight: float) -> UnknownAwareC
             schedule.step()
     model.eval()
     with torch.no_grad():
-        model.fit_scores(model.backbone_features(images), labels)
-        model.calibrate(model.backbone_features(sets.val[0]))
+        model.fit_scores(model.scored_features(images), labels)
+        model.calibrate(model.scored_features(sets.val[0]))
     return model
 
 

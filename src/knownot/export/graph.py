@@ -56,7 +56,7 @@ class ClassifierGraph(nn.Module):
         if not self.nearest:
             return answers
         assert self.model.feature_scores is not None
-        return *answers, self.model.feature_scores.nearest(output.backbone_features, NEAREST)
+        return *answers, self.model.feature_scores.nearest(output.scored_features, NEAREST)
 
     def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Dim] | None, ...]]:
         """Inputs to trace it with, and which of their sizes are free."""

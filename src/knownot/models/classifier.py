@@ -17,6 +17,7 @@ from knownot.data.given_photos import as_list, to_pil
 from knownot.errors import ConfigError
 from knownot.models.answers import answers_in_order
 from knownot.models.cpu_workers import cpu_workers
+from knownot.models.earlier_map import EarlierMap, features_and_map
 from knownot.models.prediction import UNKNOWN, Prediction
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
@@ -33,11 +34,14 @@ class ClassifierOutput:
         logits: Class logits (N, K).
         features: Penultimate features, which the head reads (N, D).
         backbone_features: Features before the bottleneck (N, B).
+        scored_features: What the feature scores read (N, S): these, and the means of an earlier map
+            behind them where the model reads one; in training mode, these alone.
     """
 
     logits: Tensor
     features: Tensor
     backbone_features: Tensor
+    scored_features: Tensor
 
 
 class UnitLength(nn.Module):
@@ -64,6 +68,8 @@ class UnknownAwareClassifier(UnknownAwareModel):
             trained along adapts by itself, and is less accurate behind such a layer.
         vos: Settings of the loss.
         architecture: timm name to rebuild the backbone from, or "custom".
+        earlier_map: A map of the backbone that the Mahalanobis distance reads beside the features, see
+            `find_earlier_map`.
         alpha: Share of in-distribution photos that may be called unknown.
 
     Raises:
@@ -87,6 +93,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         standardise: bool = True,
         vos: VosSettings | None = None,
         architecture: str = "custom",
+        earlier_map: EarlierMap | None = None,
         alpha: float = 0.05,
     ) -> None:
         super().__init__(classes, alpha)
@@ -100,6 +107,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
         self.standardise = standardise and bottleneck is not None
         self.vos_settings = vos or VosSettings()
         self.architecture = architecture
+        self.earlier_map = earlier_map
         self.neck = nn.Sequential()
         if self.standardise:
             self.neck.append(UnitLength()).append(nn.BatchNorm1d(backbone_dim, affine=False))
@@ -122,55 +130,74 @@ class UnknownAwareClassifier(UnknownAwareModel):
             "std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False
         )
 
+    @property
+    def scored_dim(self) -> int:
+        """Width S of what the feature scores read."""
+        return self.backbone_dim + self.earlier_dim
+
+    @property
+    def earlier_dim(self) -> int:
+        """Width of the earlier map that the Mahalanobis distance reads too; 0 if there is none."""
+        return self.earlier_map.width if self.earlier_map else 0
+
     def backbone_features(self, images: Tensor) -> Tensor:
         """Features (N, B) of photos (N, 3, S, S), uint8 or floats in [0, 255]."""
-        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        features: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.backbone(self._normalised(images))
         return features
 
-    def classify(self, backbone_features: Tensor) -> ClassifierOutput:
-        """Bottleneck and head on backbone features (N, B)."""
+    def scored_features(self, images: Tensor) -> Tensor:
+        """The same, and the means of the earlier map behind them (N, S) where the model reads one."""
+        if self.earlier_map is None:
+            return self.backbone_features(images)
+        return features_and_map(self.backbone, self._normalised(images), self.earlier_map)
+
+    def classify(self, scored_features: Tensor) -> ClassifierOutput:
+        """Bottleneck and head on features (N, S) of `scored_features`, or (N, B) without the map."""
+        backbone_features = scored_features[:, : self.backbone_dim]
         features = self.neck(backbone_features)
-        return ClassifierOutput(self.head(features), features, backbone_features)
+        return ClassifierOutput(self.head(features), features, backbone_features, scored_features)
 
     def forward(self, images: Tensor) -> ClassifierOutput:
         """Photos (N, 3, S, S), uint8 or floats in [0, 255], to logits and features."""
-        return self.classify(self.backbone_features(images))
+        # Nothing is trained by the earlier map, and the backbone may be wrapped or compiled for training.
+        read = self.backbone_features if self.training else self.scored_features
+        return self.classify(read(images))
 
     def scores(self, output: ClassifierOutput) -> dict[str, Tensor]:
         """Every ood_score (N,) of a forward pass, by name; larger means more out-of-distribution.
 
-        "mahalanobis" and "knn" need `fit_scores`, "combined" needs `calibrate`.
+        "mahalanobis" and "knn" need `fit_scores`, "combined" needs `calibrate`; all of them an output of
+        evaluation mode.
         """
-        return self.row_scores(output.logits, output.backbone_features)
+        return self.row_scores(output.logits, output.scored_features)
 
     @torch.no_grad()
     def calibrate(
         self,
-        backbone_features: Tensor,
+        scored_features: Tensor,
         classwise: bool = False,
         altered: Sequence[Tensor] = (),
     ) -> None:
-        """Calibrate every score on held-out in-distribution features (n, B).
+        """Calibrate every score on held-out in-distribution features (n, S) of `scored_features`.
 
         Args:
-            backbone_features: Features that nothing was trained on.
+            scored_features: Features (n, S) that nothing was trained on.
             classwise: One calibration for each predicted class instead of one for all.
-            altered: Features (m, B) of such photos after each way of `knownot.data.altered`: they
+            altered: Features (m, S) of such photos after each way of `knownot.data.altered`: they
                 choose the parts of the combined score. Without them it keeps the parts that it has.
         """
         self.eval()
         if altered:
             known, *outliers = (
-                (output.logits, output.backbone_features)
+                (output.logits, output.scored_features)
                 for output in (
-                    self.classify(rows.to(self.device)) for rows in (backbone_features, *altered)
+                    self.classify(rows.to(self.device)) for rows in (scored_features, *altered)
                 )
             )
             self.choose_combination(known, outliers)
-        output = self.classify(backbone_features.to(self.device))
+        output = self.classify(scored_features.to(self.device))
         groups = output.logits.argmax(1).cpu() if classwise else None
-        self.calibrate_rows(output.logits, output.backbone_features, groups)
+        self.calibrate_rows(output.logits, output.scored_features, groups)
 
     def p_values(
         self, output: ClassifierOutput, scores: Mapping[str, Tensor], score: str
@@ -257,6 +284,10 @@ class UnknownAwareClassifier(UnknownAwareModel):
             )
             for row, (p, k) in enumerate(zip(p_values.tolist(), index.tolist(), strict=True))
         ]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def _pixels(self, photo: Any) -> Tensor:
         if isinstance(photo, (str, Path)):

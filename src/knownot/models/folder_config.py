@@ -16,6 +16,7 @@ from knownot.core.scores import FeatureScores
 from knownot.errors import ModelFileError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.earlier_map import EarlierMap
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.regions import RegionModel
 from knownot.models.unknown_aware import ScoreName, UnknownAwareModel, VosSettings
@@ -40,7 +41,7 @@ class _Common(BaseModel):
         model.classwise = self.classwise
         model.default_score = self.default_score
         model.feature_scores = FeatureScores(
-            len(self.classes), scored_dim, self.bank_size, self.knn_k
+            len(self.classes), scored_dim, self.bank_size, self.knn_k, model.earlier_dim
         )
         model.combined = CombinedScore(self.combined_parts)
 
@@ -54,6 +55,7 @@ class ClassifierConfig(_Common):
     bottleneck: int | None = Field(ge=1, le=1_000_000)
     bottleneck_relu: bool = True
     standardise: bool
+    earlier_map: EarlierMap | None = None
     classes: list[str] = Field(min_length=2)
     preprocessing: Preprocessing
 
@@ -77,9 +79,10 @@ class ClassifierConfig(_Common):
             standardise=self.standardise,
             vos=self.vos,
             architecture=self.architecture,
+            earlier_map=self.earlier_map,
             alpha=self.alpha,
         )
-        self._dress(model, self.backbone_dim)
+        self._dress(model, model.scored_dim)
         return model
 
 
@@ -148,6 +151,7 @@ def describe(model: UnknownAwareModel) -> FolderConfig:
             bottleneck=model.bottleneck,
             bottleneck_relu=model.bottleneck_relu,
             standardise=model.standardise,
+            earlier_map=model.earlier_map,
             preprocessing=model.preprocessing,
             vos=model.vos_settings,
             **common,

@@ -22,6 +22,7 @@ from knownot.core.calibration import ConformalCalibration
 from knownot.errors import ConfigError, DataError, ModelFileError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.earlier_map import check_earlier_map
 from knownot.models.folder_config import FolderConfig, describe, parse_config
 from knownot.models.hub import CALIBRATION, CARD, CONFIG, WEIGHTS, download, is_hub_id
 from knownot.models.model_card import model_card
@@ -209,7 +210,11 @@ def _check_shapes(weights: Path, config: FolderConfig, backbone: nn.Module | Non
     from safetensors import safe_open
 
     with torch.device("meta"):  # shapes without memory
-        expected = config.build(backbone).state_dict()
+        model = config.build(backbone)
+        if isinstance(model, UnknownAwareClassifier) and model.earlier_map:
+            size = model.preprocessing.image_size
+            check_earlier_map(model.backbone, size, model.earlier_map)
+    expected = model.state_dict()
     try:
         with safe_open(weights, "pt") as file:
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -82,12 +82,17 @@ class UnknownAwareModel(HubMethods, nn.Module):
         """Where the weights are."""
         return self.vos.raw_energy_weights.device
 
+    @property
+    def earlier_dim(self) -> int:
+        """How many of the features that feature scores read, the last ones, are an earlier layer's."""
+        return 0
+
     def row_scores(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Every ood_score (N,) by name; larger means more out-of-distribution.
 
         Args:
             logits: Logits (N, C), a background column included where the model has one.
-            features: What the feature scores read (N, B); used once these are fitted.
+            features: What the feature scores read (N, S); used once these are fitted.
         """
         scores = self._single_scores(logits, features)
         if self.combined is not None:
@@ -106,10 +111,15 @@ class UnknownAwareModel(HubMethods, nn.Module):
 
     @torch.no_grad()
     def fit_scores(self, features: Tensor, labels: Tensor, k: int = 10) -> None:
-        """Fit the feature scores to training features (N, B) with labels (N,)."""
+        """Fit the feature scores to training features (N, S) with labels (N,)."""
         generator = torch.Generator().manual_seed(0)
         self.feature_scores = FeatureScores.fit(
-            features.cpu(), labels.cpu(), len(self.classes), k=k, generator=generator
+            features.cpu(),
+            labels.cpu(),
+            len(self.classes),
+            k=k,
+            generator=generator,
+            earlier_dim=self.earlier_dim,
         ).to(self.device)
 
     @torch.no_grad()
@@ -121,7 +131,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
         Calibrations from now on combine these parts; without a choice, all of `COMBINED_PARTS`.
 
         Args:
-            known: Logits (n, C) and features (n, B) of held-out rows.
+            known: Logits (n, C) and features (n, S) of held-out rows.
             outliers: The same of each kind of outliers, see `knownot.core.combination.choose_parts`.
         """
         of_known, *of_outliers = (
@@ -147,7 +157,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
 
         Args:
             logits: Logits (n, C) of rows that nothing was trained on.
-            features: Their features (n, B).
+            features: Their features (n, S).
             groups: Group of each row (n,) for one calibration each; None pools all.
             known: Which rows are calibrated on (n,), bool, all if not given. The others only set,
                 with them, the scales on which the parts of the combined score are added.

@@ -41,7 +41,7 @@ def altered_features(
     cache: Path | None,
     stage: Callable[[str, int], Progress],
 ) -> list[Tensor]:
-    """Backbone features (n, B) of altered photos, in evaluation mode; unreadable ones are left out.
+    """Features (n, S) of altered photos, in evaluation mode; unreadable ones are left out.
 
     Args:
         model: Whose backbone, preprocessing and device are used.

@@ -165,6 +165,9 @@ class TrainConfig(CommonConfig):
     standardise: bool | None = Field(
         None, description="unit length and variance before the bottleneck; by default for head only"
     )
+    earlier_map: bool = Field(
+        True, description="the Mahalanobis distance reads an earlier map of the backbone too"
+    )
     classwise: bool = Field(False, description="calibrate each predicted class by itself")
     keep_thumbnails: bool = Field(
         False, description="small copies of training photos in the model folder"

@@ -33,7 +33,7 @@ class Features:
     """Features of the photos that could be read.
 
     Attributes:
-        rows: Backbone features (M, B), or (M, A, B) after A alterations, float32.
+        rows: Features (M, S), as `scored_features` has them, or (M, A, S) after A alterations, float32.
         indices: Which of the asked-for photos each row belongs to (M,), int64, ascending.
         skipped: Path and reason of every photo that could not be read.
     """
@@ -57,7 +57,7 @@ def extract_features(
     progress: Callable[[int], None] | None = None,
     altered: Sequence[str] = (),
 ) -> Features:
-    """Backbone features of photos, in evaluation mode.
+    """What head and feature scores read of photos, in evaluation mode.
 
     Args:
         model: Whose backbone, preprocessing and device are used.
@@ -122,19 +122,19 @@ def _compute(
 @torch.no_grad()
 def _of_batch(model: UnknownAwareClassifier, photos: Tensor, altered: Sequence[str]) -> Tensor:
     if not altered:
-        return model.backbone_features(photos.to(model.device)).float().cpu()
+        return model.scored_features(photos.to(model.device)).float().cpu()
     kinds = [_of_batch(model, alter(name, photos, seed=0), ()) for name in altered]
     return torch.stack(kinds, dim=1)
 
 
 def _empty(model: UnknownAwareClassifier, altered: Sequence[str]) -> Tensor:
     kinds = [len(altered)] if altered else []
-    return torch.empty(0, *kinds, model.backbone_dim)
+    return torch.empty(0, *kinds, model.scored_dim)
 
 
 def _fingerprint(model: UnknownAwareClassifier) -> bytes:
     digest = hashlib.sha256(model.preprocessing.model_dump_json().encode())
-    digest.update(str(model.device.type).encode())
+    digest.update(f"{model.device.type} {model.earlier_map}".encode())
     for name, tensor in model.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

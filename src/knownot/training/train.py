@@ -21,6 +21,7 @@ from knownot.errors import DataError
 from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.backbones import create_backbone, feature_width, is_pretrained
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.earlier_map import find_earlier_map
 from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, save
 from knownot.models.preprocessing import Preprocessing
@@ -152,6 +153,9 @@ def _build(
         standardise=config.standardised,
         vos=config.vos_settings(len(classes), bottleneck or width),
         architecture=architecture,
+        earlier_map=find_earlier_map(backbone, preprocessing.image_size)
+        if config.earlier_map
+        else None,
         alpha=config.alpha,
     )
     return model.to(memory_format=torch.channels_last)
