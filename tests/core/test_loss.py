@@ -18,8 +18,8 @@ from knownot.core.streaming_gaussians import StreamingGaussians
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss, uncertainty_loss
 from knownot.core.window_gaussians import WindowGaussians
 
-PHIS = ["monotone", "monotone-mlp", "free", "free-mlp"]
-MONOTONE = PHIS[:2]
+PHIS = ["monotone", "monotone-mlp", "shift", "free", "free-mlp"]
+MONOTONE = PHIS[:3]
 
 
 def make(classes: int = 3, dim: int = 4, **options) -> tuple[nn.Linear, VirtualOutlierLoss]:

@@ -55,6 +55,23 @@ def test_feature_scores_are_fitted_on_unit_features() -> None:
         assert torch.allclose(values, scores[name], rtol=1e-3, atol=1e-5), name
 
 
+def test_an_earlier_layer_is_read_by_the_mahalanobis_distance_at_a_length_of_its_own() -> None:
+    last, earlier, labels = torch.randn(90, 5), torch.randn(90, 3).abs(), torch.arange(90) % 2
+    fitted = FeatureScores.fit(torch.cat([last, earlier], 1), labels, 2, k=3, earlier_dim=3)
+    unit = torch.cat([F.normalize(last, dim=1), F.normalize(earlier, dim=1)], 1).double().numpy()
+    means = np.stack([unit[k::2].mean(0) for k in range(2)])
+    covariance, _ = oas(unit - means[labels.numpy()], assume_centered=True)
+    inverse = np.linalg.inv(covariance)
+    expected = [min((r - m) @ inverse @ (r - m) for m in means) for r in unit]
+    scores = fitted(torch.cat([7 * last, 0.1 * earlier], 1))
+    assert np.allclose(scores["mahalanobis"].numpy(), expected, rtol=1e-3)
+    # Neighbours are those of the last layer.
+    plain = FeatureScores.fit(last, labels, 2, k=3)
+    assert torch.allclose(scores["knn"], plain(last)["knn"], atol=1e-6)
+    both = torch.cat([last, earlier], 1)
+    assert torch.equal(fitted.nearest(both, 3), plain.nearest(last, 3))
+
+
 def test_a_large_bank_is_a_random_part() -> None:
     features = torch.randn(100, 4)
     fitted = FeatureScores.fit(features, torch.arange(100) % 2, 2, max_bank=40)

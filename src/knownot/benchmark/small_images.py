@@ -116,7 +116,7 @@ class SmallImageRecipe:
     ) -> Arrays:
         file = self.place.arrays_file(*run, part)
         kept = read_tensors(file)
-        if kept is None:
+        if kept is None or kept["rows"].shape[1] != model.scored_dim:
             pixels = self._part_pixels(part)
             device = choose_device(self.settings.device)
             model.to(device)

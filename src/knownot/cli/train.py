@@ -117,7 +117,8 @@ def train(
         float | None, _method(help="Stretch them to this ratio. (default: exact law)")
     ] = None,
     phi: Annotated[
-        str | None, _method(help="monotone, monotone-mlp, free, free-mlp. (default: monotone)")
+        str | None,
+        _method(help="monotone, monotone-mlp, shift, free, free-mlp. (default: monotone)"),
     ] = None,
     gaussians: Annotated[
         str | None, _method(help="auto, window, streaming. (default: auto)")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PhiName = Literal["monotone", "monotone-mlp", "free", "free-mlp"]
+PhiName = Literal["monotone", "monotone-mlp", "shift", "free", "free-mlp"]
 _HIDDEN = 512
 _SOFTPLUS_OF_THIS_IS_ONE = math.log(math.e - 1)
 
@@ -64,6 +64,18 @@ class MonotoneMLP(nn.Module):
         return straight + bend
 
 
+class Shift(nn.Module):
+    """`s + b`: the slope stays 1, so that the loss cannot give up by flattening it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, negative_energy: Tensor) -> Tensor:
+        """Map negative energies (N,) to logits (N,)."""
+        return negative_energy + self.bias
+
+
 class _Free(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -90,7 +102,7 @@ class FreeMLP(_Free):
 
 
 def make_phi(name: PhiName) -> nn.Module:
-    """Build phi by name: "monotone" (default), "monotone-mlp", "free" or "free-mlp".
+    """Build phi by name: "monotone" (default), "monotone-mlp", "shift", "free" or "free-mlp".
 
     Raises:
         ValueError: If the name is unknown.
@@ -98,6 +110,7 @@ def make_phi(name: PhiName) -> nn.Module:
     kinds = {
         "monotone": MonotoneLinear,
         "monotone-mlp": MonotoneMLP,
+        "shift": Shift,
         "free": FreeLinear,
         "free-mlp": FreeMLP,
     }

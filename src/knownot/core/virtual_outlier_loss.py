@@ -86,7 +86,8 @@ class VirtualOutlierLoss(nn.Module):
         tail_probability: Sets the tail directly, instead of `draws_per_class`.
         radius_ratio: Stretches the radii so that the median outlier lies at this multiple of the
             median data radius; by default the exact law decides (`self.radius_ratio` tells).
-        phi: "monotone" (default), "monotone-mlp", or the paper's "free" and "free-mlp".
+        phi: "monotone" (default), "monotone-mlp", "shift" (slope 1), or the paper's "free" and
+            "free-mlp".
         gaussians: "window" (exact, the paper's), "streaming" (exponential forgetting, small), or
             an instance of `ClassGaussians`.
         shrinkage: "oas" or "fixed", see `ClassGaussians`.
