@@ -111,6 +111,18 @@ def test_mahalanobis_reads_the_map_and_no_other_score_does() -> None:
     assert moved == {"mahalanobis", "combined"}
 
 
+def test_features_without_the_map_are_refused_by_the_scores() -> None:
+    model = classifier()
+    with torch.no_grad():
+        rows = model.backbone_features(noise(20))
+        with pytest.raises(ValueError, match="expected 768 columns, as scored_features"):
+            model.fit_scores(rows, torch.arange(20) % 2)
+        with pytest.raises(ValueError, match="rows of 768 numbers"):
+            model.calibrate(rows)
+        with pytest.raises(ValueError, match="rows of 768 numbers"):
+            model.scores(model.train()(noise(4)))
+
+
 def test_a_model_folder_remembers_it_and_older_ones_have_none(tmp_path: Path) -> None:
     for name, earlier in (("new", True), ("old", False)):
         model = classifier(earlier)

@@ -159,7 +159,16 @@ class FeatureScores(nn.Module):
         }
 
     def _unit(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The last layer's columns at length one, and with the earlier layer's at length one behind."""
+        """The last layer's columns at length one, and with the earlier layer's at length one behind.
+
+        Raises:
+            ValueError: If the rows are of another width.
+        """
+        if features.shape[-1] != self.means.shape[1]:
+            raise ValueError(
+                f"features: expected rows of {self.means.shape[1]} numbers, the last "
+                f"{self.earlier_dim} of them an earlier layer's, got {features.shape[-1]}"
+            )
         rows = at_least_float32(features).to(self.bank.dtype)
         last = F.normalize(rows[..., : self.bank.shape[1]], dim=-1)
         if not self.earlier_dim:

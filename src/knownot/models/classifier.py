@@ -163,6 +163,19 @@ class UnknownAwareClassifier(UnknownAwareModel):
         read = self.backbone_features if self.training else self.scored_features
         return self.classify(read(images))
 
+    def fit_scores(self, features: Tensor, labels: Tensor, k: int = 10) -> None:
+        """Fit the feature scores to training features (N, S) of `scored_features`, labels (N,).
+
+        Raises:
+            ValueError: If the features are of another width.
+        """
+        if features.shape[1] != self.scored_dim:
+            raise ValueError(
+                f"features: expected {self.scored_dim} columns, as scored_features() gives them, "
+                f"got {features.shape[1]}"
+            )
+        super().fit_scores(features, labels, k)
+
     def scores(self, output: ClassifierOutput) -> dict[str, Tensor]:
         """Every ood_score (N,) of a forward pass, by name; larger means more out-of-distribution.
 
