@@ -77,6 +77,8 @@ def test_networks_without_a_usable_map_have_none(name: str) -> None:
 def test_a_module_of_ones_own_has_none_unless_it_tells_its_maps() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert find_earlier_map(plain, SIDE) is None
+    plain.forward_intermediates = lambda images, indices: (images, [images])  # and no forward_head
+    assert find_earlier_map(plain, SIDE) is None
 
 
 def test_a_map_that_is_not_there_is_told() -> None:

@@ -121,7 +121,7 @@ class FeatureScores(nn.Module):
         generator: torch.Generator | None = None,
         earlier_dim: int = 0,
     ) -> FeatureScores:
-        """Fit on training rows (N, D) with labels (N,).
+        """Fit on training rows (N, D), the last `earlier_dim` columns an earlier layer's, labels (N,).
 
         Beyond `max_bank` rows a random subset serves as the bank.
         """

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from knownot.core.energy import at_least_float32
 from knownot.errors import ConfigError
 
+# How networks of timm, and others that look like them, answer a call that they cannot serve.
+_REFUSALS = (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError)
+
 
 class EarlierMap(BaseModel):
     """A feature map of a backbone that has timm's `forward_intermediates` and `forward_head`.
@@ -73,7 +76,7 @@ def _find(backbone: nn.Module, image_size: int) -> EarlierMap | None:
     try:
         expected = backbone(images)
         found = features_and_map(backbone, images, earlier)[:, : -earlier.width]
-    except RuntimeError:
+    except _REFUSALS:
         return None
     same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
     return earlier if same else None
@@ -85,7 +88,7 @@ def _maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
         return []
     try:
         return _last_and_maps(backbone, _probe(backbone, image_size), None)[1]
-    except (AssertionError, NotImplementedError, TypeError):  # some of timm's take no such call
+    except _REFUSALS:
         return []
 
 
