@@ -83,9 +83,6 @@ class AllMaps(nn.Module):
         self.backbone = backbone
         self.widths: list[int] = []
 
-    def forward(self, pixels: Tensor) -> Any:
-        return self.backbone(pixels)
-
     def forward_head(self, last: Tensor) -> Any:
         return self.backbone.forward_head(last)
 
