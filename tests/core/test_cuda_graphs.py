@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knownot.core.chi_square import ChiSquareTail
+from knownot.core.outliers import TailNoise, draw_tail_noise, place_outliers
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 
 K, D, BATCH = 10, 16, 32
@@ -105,6 +107,19 @@ def test_every_replay_draws_other_outliers():
         graph.replay()
         losses.add(loss.item())
     assert len(losses) == 5
+
+
+@needs_gpu
+@pytest.mark.parametrize("t", [1, 3])
+@pytest.mark.parametrize("dim", [16, 200])
+def test_outliers_lie_where_a_cpu_places_them(dim, t):
+    tail = ChiSquareTail(dim)
+    noise = draw_tail_noise(K, t, tail)
+    means, upper = torch.randn(K, dim), torch.randn(dim, dim).triu()
+    expected = place_outliers(noise, means, upper, tail)
+    noise = TailNoise(*(numbers.cuda() for numbers in noise))
+    placed = place_outliers(noise, means.cuda(), upper.cuda(), tail.cuda())
+    torch.testing.assert_close(placed.cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_gpu

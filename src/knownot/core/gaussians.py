@@ -250,9 +250,13 @@ def _symmetric(upper: Tensor) -> Tensor:
 
 def upper_factor(covariance: Tensor) -> Tensor:
     """Factor `U` (D, D) with `U^T U` the covariance whose upper half is given, positive definite."""
-    # Reads the upper half alone.
+    # Reads the upper half alone. A GPU is half as fast where asked for the upper factor.
     upper: Tensor
-    upper, info = torch.linalg.cholesky_ex(covariance, upper=True)
+    if covariance.is_cuda:
+        lower, info = torch.linalg.cholesky_ex(covariance.mT)
+        upper = lower.mT
+    else:
+        upper, info = torch.linalg.cholesky_ex(covariance, upper=True)
     if covariance.dtype == torch.float64:
         return upper  # the floor lies far above its rounding
     # A device without float64: should its rounding win, the diagonal serves.
