@@ -174,6 +174,17 @@ def test_resume_refuses_other_settings_and_names_them(photos: Path, tmp_path: Pa
     run(photos, tmp_path / "m", resume=True, alpha=0.1)  # concerns what comes after training
 
 
+def test_a_run_is_resumed_from_another_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    with pytest.raises(KeyboardInterrupt):
+        run(Path(photos.name), Path(os.path.relpath(tmp_path / "m")), Interrupt(2))
+    monkeypatch.chdir(tmp_path)
+    run(photos, Path("m"), resume=True)
+    assert (tmp_path / "m" / "config.json").is_file()
+
+
 def test_a_finished_run_is_not_resumed(photos: Path, tmp_path: Path) -> None:
     run(photos, tmp_path / "m")
     with pytest.raises(ConfigError, match="it is finished"):

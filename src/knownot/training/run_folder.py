@@ -16,7 +16,7 @@ from knownot.training.config import Config
 AFTER_TRAINING = {"alpha", "classwise", "knn_k"}
 # Settings that may differ when an interrupted run goes on: they do not touch what is trained.
 _FREE_ON_RESUME = {"device", "devices", "num_nodes", "workers", "resume", "overwrite"}
-_FREE_ON_RESUME |= AFTER_TRAINING
+_FREE_ON_RESUME |= {"output"} | AFTER_TRAINING  # the run was found by its output
 
 
 class RunFolder:
@@ -55,7 +55,7 @@ class RunFolder:
             if not self.config.resume:
                 shutil.rmtree(self.root, ignore_errors=True)
             self.logs.mkdir(parents=True, exist_ok=True)
-            (self.root / "config.yaml").write_text(self.config.to_yaml())
+            (self.root / "config.yaml").write_text(_absolute(self.config).to_yaml())
             (self.root / "skipped.json").write_text(json.dumps([*map(str, skipped)]))
         except OSError as error:
             raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
@@ -96,7 +96,7 @@ class RunFolder:
             before = type(self.config)(**saved)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(f"resume: {self.root}/config.yaml is damaged ({error})") from None
-        now, then = self.config.model_dump(), before.model_dump()
+        now, then = (_absolute(config).model_dump() for config in (self.config, before))
         changed = [
             f"{key} ({then[key]} -> {now[key]})"
             for key in now
@@ -107,3 +107,9 @@ class RunFolder:
                 f"resume: settings differ from the interrupted run: {', '.join(changed)}; use the "
                 "same ones, or leave --resume out to start anew"
             )
+
+
+def _absolute(config: Config) -> Config:
+    """The settings with whole paths: an interrupted run may be gone on with from another folder."""
+    paths = {key: value.resolve() for key, value in config if isinstance(value, Path)}
+    return config.model_copy(update=paths)
