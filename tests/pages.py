@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 # What no test of a page runs, as "page: command", and why.
 LEFT_OUT = {
     r": pip install|: python3 -m venv": "a network; .ci/run installs the package anew",
+    r"README.md: pytest": "the tests themselves; .ci/run runs them so",
     r": docker|: KNOWNOT_MODEL=": "an engine; tests/test_container.py, .ci/container.py",
     r": python (-m )?benchmarks|: knownot benchmark": "minutes to days; tests/benchmark",
     r": knownot demo": "a minute, with boxes several; tests/test_demo.py, tests/test_scenes.py",
