@@ -20,13 +20,11 @@ import yaml
 from PIL import Image
 
 from knownot.core.calibration import ConformalCalibration
-from knownot.data.altered import alter
 from knownot.data.photo import open_photo
 from knownot.data.thumbnails import Thumbnails
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.models.model_folder import load
 from knownot.training.config import TrainConfig, make_config
-from knownot.training.feature_cache import extract_features
 from knownot.training.fit import Silent
 from knownot.training.plan import make_plan
 from knownot.training.train import train
@@ -266,64 +264,6 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(photos, tmp_pat
         run(photos, tmp_path / "file" / "m")
 
 
-def test_features_come_from_the_cache_and_changed_photos_do_not(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    paths = sorted(colour_folder(tmp_path / "photos", 150).rglob("*.png"))
-    model, cache = tiny_model(), tmp_path / "cache"
-    done: list[int] = []
-    first = extract_features(model, paths, cache, done.append)
-    assert sum(done) == 300
-    pieces = sorted((cache / "features").iterdir())
-    assert len(pieces) == 2
-    # Mark the stored rows: what comes back shows where it came from.
-    for piece in pieces:
-        tensors = load_file(piece)
-        save_file({"rows": tensors["rows"] + 1, "indices": tensors["indices"]}, piece)
-    assert torch.equal(extract_features(model, paths, cache).rows, first.rows + 1)
-
-    noisy(UNKNOWN_COLOUR, 1).save(paths[0])
-    os.utime(paths[0], ns=(1, 1))
-    fresh = extract_features(model, paths, cache).rows
-    assert torch.equal(fresh[1:256], first.rows[1:256])  # the changed photo's piece
-    assert not torch.equal(fresh[0], first.rows[0])
-    assert torch.equal(fresh[256:], first.rows[256:] + 1)  # the other one
-
-    for piece in (cache / "features").iterdir():
-        piece.write_bytes(b"damaged")
-    assert torch.equal(extract_features(model, paths, cache).rows[1:], first.rows[1:])
-
-
-def test_features_of_altered_photos_are_kept_apart(tmp_path: Path) -> None:
-    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
-    model, cache = tiny_model(), tmp_path / "cache"
-    plain = extract_features(model, paths, cache).rows
-    kinds = ("inverted", "jigsaw")
-    for _ in range(2):  # the second time from the cache
-        rows = extract_features(model, paths, cache, altered=kinds).rows
-        assert rows.shape == (6, 2, model.backbone_dim)
-        photos = torch.stack([model.preprocessing.read(path) for path in paths])
-        with torch.no_grad():
-            expected = [model.backbone_features(alter(name, photos, seed=0)) for name in kinds]
-        torch.testing.assert_close(rows, torch.stack(expected, 1))
-    assert torch.equal(extract_features(model, paths, cache).rows, plain)
-
-
-def test_another_backbone_does_not_meet_old_features(tmp_path: Path) -> None:
-    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
-    one, other = (tiny_model(seed=seed) for seed in (0, 1))
-    rows = [extract_features(m, paths, tmp_path / "cache").rows for m in (one, other)]
-    expected = [extract_features(m, paths).rows for m in (one, other)]
-    assert torch.equal(rows[0], expected[0])
-    assert torch.equal(rows[1], expected[1])
-
-
-def test_a_cache_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
-    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
-    (tmp_path / "file").touch()
-    assert extract_features(tiny_model(), paths, tmp_path / "file").rows.shape == (6, 8)
-
-
 def test_the_plan_says_when_windows_are_ready_and_what_is_wrong(tmp_path: Path) -> None:
     colour_folder(tmp_path / "train", 40)
     (tmp_path / "train" / "rare").mkdir()
@@ -389,62 +329,6 @@ def test_rare_classes_are_noted(photos: Path) -> None:
     assert any(
         "late or never: green, red" in n for n in make_plan(model, splits, config, "cpu").notes
     )
-
-
-def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
-    flags = {"data": Path("photos"), "epochs": 7, "phi": "free-mlp", "tail_probability": 1e-6}
-    file = tmp_path / "c.yaml"
-    file.write_text(make_config(flags).to_yaml())
-    assert make_config({}, file) == make_config(flags)
-    assert make_config({"epochs": 9, "alpha": None}, file).epochs == 9
-    assert yaml.safe_load(file.read_text())["seed"] == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("data: p\nepoch: 3", "epoch: unknown setting; did you mean epochs"),
-        ("data: p\nalpha: 7", "alpha: .* got 7"),
-        ("data: p\nfinetune: some", "finetune: .* got 'some'"),
-        ("- a list", "expected `key: value` lines"),
-        ("a: [", "not valid YAML"),
-        ("epochs: 3", "no folder of photos was given"),
-    ],
-)
-def test_wrong_configuration_files_are_explained(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=said):
-        make_config({}, file)
-
-
-def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read"):
-        make_config({}, tmp_path / "no.yaml")
-
-
-def test_many_wide_classes_take_streaming_moments() -> None:
-    config = make_config({"data": Path("p")})
-    assert config.vos_settings(10, 128).gaussians == "window"
-    assert config.vos_settings(1000, 2048).gaussians == "streaming"
-    assert (config.bottleneck_for(1280), config.bottleneck_for(128)) == (64, None)
-    assert make_config({"data": Path("p"), "bottleneck": 0}).bottleneck_for(1280) is None
-
-
-@pytest.mark.parametrize(("classes", "outliers"), [(2, 16), (16, 16), (100, 2), (1000, 1)])
-def test_outliers_of_a_step_are_bounded_for_any_number_of_classes(
-    classes: int, outliers: int
-) -> None:
-    config = make_config({"data": Path("p"), "task": "classify"})
-    assert config.vos_settings(classes, 64).outliers_per_class == outliers
-    told = config.model_copy(update={"outliers_per_class": 3})
-    assert told.vos_settings(classes, 64).outliers_per_class == 3
-
-
-@pytest.mark.parametrize("way", [{"task": "detect"}, {"task": "classify", "finetune": "all"}])
-def test_whole_networks_draw_the_papers_one_outlier_of_a_class(way: dict[str, str]) -> None:
-    config = make_config({"data": Path("p"), **way})
-    assert config.vos_settings(5, 128).outliers_per_class == 1
 
 
 def test_pixels_helper_matches_saved_photos(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def _symmetric(upper: Tensor) -> Tensor:
 
 def upper_factor(covariance: Tensor) -> Tensor:
     """Factor `U` (D, D) with `U^T U` the covariance whose upper half is given, positive definite."""
-    # Reads the upper half alone. A GPU is half as fast where asked for the upper factor.
+    # Reads the upper half alone. Asked for the upper factor, a GPU takes half as long again.
     upper: Tensor
     if covariance.is_cuda:
         lower, info = torch.linalg.cholesky_ex(covariance.mT)
