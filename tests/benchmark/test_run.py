@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,30 @@ def test_another_score_and_another_protocol_train_nothing(finished: Workplace) -
     found = run_benchmark(more, "openood").summary.line("vos", "kNN", "mean", "fpr95_ood_positive")
     assert found is not None
     assert times(finished.output / "models") == models
+
+
+def test_sets_that_are_added_moved_or_cut_are_in_the_report(
+    finished: Workplace, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(finished.output, tmp_path / "out"))
+    models = times(output / "models")
+    changes = {"near": ["uniform_noise"], "far": ["blue", "gaussian_noise", "yellow"]}
+    config = finished.config.model_copy(update=changes)
+    place = Workplace(config, finished.data, output, finished.cache)
+    summary = run_benchmark(place).summary
+    for name in config.sets:
+        assert summary.line("vos", "energy", name, "fpr95") is not None
+    values = [summary.line("vos", "energy", name, "auroc").mean for name in config.far]
+    for group in ("far", "mean"):  # uniform noise, now alone, is apart
+        assert summary.line("vos", "energy", group, "auroc").mean == pytest.approx(sum(values) / 3)
+    assert summary.line("vos", "energy", "near", "auroc") is None
+    few = Workplace(
+        config.model_copy(update={"max_images": 5}), finished.data, output, finished.cache
+    )
+    run_benchmark(few)
+    rows = [row for row in read_rows(output / "results.csv") if row.protocol == "paper"]
+    assert {row.n_ood for row in rows if row.score in ("energy", "combined")} == {5}
+    assert times(output / "models") == models
 
 
 def test_ctrl_c_loses_no_finished_score(data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -114,3 +114,21 @@ def test_a_lone_photo_and_a_torn_one(tmp_path: Path) -> None:
     found = triage(tmp_path)
     assert (found.clusters, found.alone) == ([], [tmp_path / "a.png"])
     assert "No group is large enough" in found.gallery.read_text()
+
+
+def test_photos_of_the_same_name_replace_nothing(tmp_path: Path) -> None:
+    inbox, output = tmp_path / "inbox", tmp_path / "train"
+    for number, camera in enumerate(("cam1", "cam2")):
+        (inbox / camera).mkdir(parents=True)
+        noisy((number * 90, 30, 60), number).save(inbox / camera / "IMG_0.png")
+    record = {"1": ["cam1/IMG_0.png"], "2": ["cam2/IMG_0.png"]}
+    (inbox / "triage.json").write_text(json.dumps(record))
+    old = noisy((9, 200, 9), 5)
+    (output / "bear").mkdir(parents=True)
+    old.save(output / "bear" / "IMG_0.png")
+    kept = (output / "bear" / "IMG_0.png").read_bytes()
+    for _ in range(2):  # the second time all of it is there
+        assert copy_named(inbox, {1: "bear", 2: "bear"}, output) == {"bear": 2}
+    assert (output / "bear" / "IMG_0.png").read_bytes() == kept
+    contents = {path.read_bytes() for path in (output / "bear").iterdir()}
+    assert contents == {kept, *(path.read_bytes() for path in inbox.glob("*/*.png"))}

@@ -170,9 +170,10 @@ def test_wrong_weights_are_named(weights: list[float]) -> None:
     seed=st.integers(0, 2**16),
     by_group=st.booleans(),
     ties=st.booleans(),
+    alpha=st.sampled_from([0.01, 0.03, 0.04, 0.05, 0.5]),
 )
 def test_the_table_gives_the_p_values_of_the_calibrations(
-    n: int, seed: int, by_group: bool, ties: bool
+    n: int, seed: int, by_group: bool, ties: bool, alpha: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     groups = torch.randint(0, 3, (n,), generator=generator) if by_group else None
@@ -184,5 +185,17 @@ def test_the_table_gives_the_p_values_of_the_calibrations(
     new = torch.cat([new, torch.tensor([torch.inf, -torch.inf, torch.nan])])
     classes = torch.randint(0, 4, (len(new),), generator=generator)  # class 3: never seen
     for which, calibration in enumerate(calibrations):
-        expected = calibration.p_value(new, classes if by_group else None)
-        assert torch.equal(table(new, torch.tensor(which), classes), expected)
+        expected = calibration.p_value(new, classes if by_group else None, alpha)
+        exact = torch.tensor(alpha, dtype=torch.float64)
+        assert torch.equal(table(new, torch.tensor(which), classes, exact), expected)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.02, 0.01, 0.003])
+def test_a_group_too_small_for_alpha_uses_all_scores(alpha: float) -> None:
+    calibration = ConformalCalibration(torch.randn(500), torch.arange(500) % 10)
+    far, group = torch.tensor([1e9]), torch.tensor([3])
+    assert calibration.is_unknown(far, alpha, group)
+    assert not calibration.is_unknown(-far, alpha, group)
+    limit = calibration.threshold(alpha, group=3)
+    assert not calibration.is_unknown(torch.tensor([limit]), alpha, group)
+    assert calibration.is_unknown(torch.tensor([limit + 1e-3]), alpha, group)

@@ -424,3 +424,26 @@ def test_wrong_arguments_are_named() -> None:
 def test_gaussians_of_ones_own_are_used() -> None:
     own = StreamingGaussians(3, 4)
     assert make(gaussians=own)[1].gaussians is own
+
+
+def test_a_move_that_fails_leaves_the_loss_as_it_was() -> None:
+    vos = VirtualOutlierLoss(head=torch.nn.Linear(4, 3), num_classes=3, feature_dim=4)
+    before = {
+        name: value.clone() for name, value in vos.state_dict().items() if torch.is_tensor(value)
+    }
+
+    def fails(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        vos._apply(fails)
+    after = vos.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert vos.gaussians.means.dtype == torch.float64
+
+
+def test_copies_of_data_parallel_are_refused() -> None:
+    vos = VirtualOutlierLoss(head=torch.nn.Linear(4, 3), num_classes=3, feature_dim=4)
+    copy = vos._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        copy(torch.randn(6, 4), torch.randn(6, 3), torch.arange(6) % 3)

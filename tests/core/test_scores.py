@@ -10,6 +10,7 @@ from sklearn.covariance import oas
 from sklearn.neighbors import NearestNeighbors
 
 from knownot.core.scores import FeatureScores, knn, mahalanobis, max_softmax
+from knownot.core.window_gaussians import WindowGaussians
 
 
 def test_max_softmax_is_one_minus_the_largest_and_keeps_its_digits() -> None:
@@ -97,3 +98,15 @@ def test_wrong_arguments_are_named() -> None:
         knn(torch.ones(1, 2), torch.ones(3, 2), 0)
     with pytest.raises(ValueError, match="non-empty bank"):
         knn(torch.ones(1, 2), torch.empty(0, 2), 1)
+
+
+def test_moments_are_those_of_windows_that_hold_all_rows() -> None:
+    labels = torch.cat([torch.zeros(5000), torch.ones(40), torch.full((3,), 2.0)]).long()
+    features = torch.randn(len(labels), 6) @ torch.randn(6, 6) + labels.unsqueeze(1)
+    features[17] = torch.nan
+    fitted = FeatureScores.fit(features, labels, num_classes=4)
+    windows = WindowGaussians(4, 6, queue_size=5000)
+    windows.update(F.normalize(features, dim=1), labels)
+    assert torch.allclose(fitted.means.double(), windows.means, atol=1e-6)
+    white = torch.linalg.inv(windows.cholesky()).T
+    assert torch.allclose(fitted.whitening.double(), white, rtol=1e-5, atol=1e-5)

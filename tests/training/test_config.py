@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from knownot.errors import ConfigError
-from knownot.training.config import make_config
+from knownot.training.config import TrainConfig, make_config
+from knownot.training.schedule import one_cycle
 
 
 def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
@@ -65,3 +68,34 @@ def test_outliers_of_a_step_are_bounded_for_any_number_of_classes(
 def test_whole_networks_draw_the_papers_one_outlier_of_a_class(way: dict[str, str]) -> None:
     config = make_config({"data": Path("p"), **way})
     assert config.vos_settings(5, 128).outliers_per_class == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"draws_per_class": 5, "outliers_per_class": 6}, "more than the 5 draws"),
+        ({"tail_probability": 0.1, "outliers_per_class": 16}, "more than the 10 draws"),
+        ({"seed": 2**32}, "seed"),
+        ({"device": "gpu"}, "device"),
+        ({"queue_size": 1}, "queue_size"),
+        ({"precision": "64-true"}, "precision"),
+    ],
+)
+def test_settings_that_would_fail_later_are_refused(setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_config({"data": Path("photos"), "task": "classify", **setting})
+
+
+def test_few_draws_make_few_outliers() -> None:
+    assert TrainConfig(data=Path("photos"), draws_per_class=5).outliers_for(2) == 5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_any_number_of_steps_has_a_schedule(steps: int, warmup: float) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = one_cycle(optimizer, steps, warmup)
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step() if steps > 1 else None
+        assert 0 <= optimizer.param_groups[0]["lr"] <= 0.1 + 1e-9

@@ -25,7 +25,7 @@ def test_features_come_from_the_cache_and_changed_photos_do_not(tmp_path: Path) 
     # Mark the stored rows: what comes back shows where it came from.
     for piece in pieces:
         tensors = load_file(piece)
-        save_file({"rows": tensors["rows"] + 1, "indices": tensors["indices"]}, piece)
+        save_file({**tensors, "rows": tensors["rows"] + 1}, piece)
     assert torch.equal(extract_features(model, paths, cache).rows, first.rows + 1)
 
     noisy(UNKNOWN_COLOUR, 1).save(paths[0])
@@ -68,3 +68,15 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) ->
     paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
     (tmp_path / "file").touch()
     assert extract_features(tiny_model(), paths, tmp_path / "file").rows.shape == (6, 8)
+
+
+def test_changed_code_does_not_meet_old_features(tmp_path: Path) -> None:
+    folder, cache = colour_folder(tmp_path / "p", 3), tmp_path / "cache"
+    paths = sorted(folder.rglob("*.png"))
+    model = tiny_model()
+    before = extract_features(model, paths, cache).rows
+    forward = model.backbone.forward
+    model.backbone.forward = lambda images: 1.5 * forward(images)  # the same weights
+    after = extract_features(model, paths, cache).rows
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, extract_features(model, paths).rows)

@@ -82,12 +82,20 @@ def _measure(
     failed: dict[str, str],
 ) -> None:
     """All scores of one model; adds to `rows` (and the results file) and `failed`."""
-    done = {row.method for row in rows}
     settings = place.config.fingerprint(training)
     names = ["", *place.config.scores(training)]  # "": the model's accuracy
-    missing = [n for n in names if (protocol, training, n, seed, settings) not in done]
+    measured: dict[str, set[str]] = {name: set() for name in names}
+    for row in rows:
+        same = row.method == (protocol, training, row.score, seed, settings)
+        if same and row.n_ood <= place.config.max_images:
+            measured.setdefault(row.score, set()).add(row.set)
+    wanted = {name: set(place.config.sets) for name in names} | {"": {KNOWN}}
+    missing = [name for name in names if not wanted[name] <= measured[name]]
     if not missing:
         return
+    # A set that was added is measured with the others anew, by the scores that are kept.
+    again = {(protocol, training, name, seed, settings) for name in missing}
+    rows[:] = [row for row in rows if row.method not in again]
     model = _Model(place, recipe, training, seed)
     before = len(rows)
     advance = place.reporter.stage(f"{training}, seed {seed}: scores", len(missing))

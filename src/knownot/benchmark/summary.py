@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -93,6 +93,9 @@ def summarise(place: Workplace, protocol: str, rows: list[Row]) -> Summary:
             and (row.score == "" or row.score in config.scores(row.training))
             and (row.set == KNOWN or row.set in config.sets)
         ):
+            if row.set != KNOWN:  # a set may have been moved to another group since
+                group, averaged = config.group(row.set), row.set not in config.apart
+                row = replace(row, group=group, averaged=averaged)
             by_method.setdefault((row.training, row.score), []).append(row)
     lines: list[Line] = []
     for (training, score), of_method in by_method.items():

@@ -59,11 +59,16 @@ class Workplace:
 
     def arrays_file(self, training: str, seed: int, part: str) -> Path:
         """Where features of a set are kept."""
-        return self.output / "arrays" / self.run_name(training, seed) / f"{_file_name(part)}.st"
+        return self._kept("arrays", training, seed) / f"{_file_name(part)}.st"
 
     def scores_file(self, training: str, seed: int, score: str) -> Path:
         """Where one score of all sets is kept."""
-        return self.output / "scores" / self.run_name(training, seed) / f"{_file_name(score)}.st"
+        return self._kept("scores", training, seed) / f"{_file_name(score)}.st"
+
+    def _kept(self, kind: str, training: str, seed: int) -> Path:
+        most, usual = self.config.max_images, type(self.config).model_fields["max_images"].default
+        of_so_many = "" if most == usual else f"-{most}-images"
+        return self.output / kind / f"{self.run_name(training, seed)}{of_so_many}"
 
 
 def _file_name(name: str) -> str:

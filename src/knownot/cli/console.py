@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from knownot.plain_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,17 +29,7 @@ def stderr() -> Console:
 
 def print_json(data: Any) -> None:
     """One JSON object to standard output; numbers that do not exist become null."""
-    print(json.dumps(_finite(data), indent=2, ensure_ascii=False))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
-        return None
-    return data
+    print(to_json(data, ensure_ascii=False))
 
 
 @contextmanager

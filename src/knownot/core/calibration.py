@@ -23,8 +23,8 @@ class ConformalCalibration:
         scores: Scores of held-out ID data (n,), larger meaning more out-of-distribution.
         groups: Group of each score (n,), integers from 0, for one calibration per group; use the
             *predicted* class, which is known for a new input too. None pools all scores.
-        min_group: A group with fewer scores than this uses the pooled ones, since a p-value below
-            alpha needs more than `1 / alpha - 1` scores.
+        min_group: A group with fewer scores than this uses the pooled ones, and so does one with too
+            few for the alpha that is asked for: a p-value below it needs more than `1 / alpha - 1`.
 
     Raises:
         ValueError: If `scores` is empty, holds NaN, or shapes differ.
@@ -36,7 +36,7 @@ class ConformalCalibration:
     """
 
     def __init__(self, scores: Tensor, groups: Tensor | None = None, min_group: int = 20) -> None:
-        scores = torch.as_tensor(scores).detach().double().cpu()
+        scores = torch.as_tensor(scores).detach().cpu().double()  # MPS has no float64
         if scores.ndim != 1 or len(scores) == 0:
             raise ValueError(
                 f"scores: expected a non-empty vector of scores, got shape {tuple(scores.shape)}"
@@ -57,21 +57,27 @@ class ConformalCalibration:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def _sorted_scores(self, group: int | None) -> Tensor:
+    def _sorted_scores(self, group: int | None, alpha: float) -> Tensor:
         if group is None or self.groups is None:
             return self.scores
         own = self.scores[self.groups == group]
-        return own if len(own) >= self.min_group else self.scores
+        return own if len(own) >= self._least(alpha) else self.scores
 
-    def p_value(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
+    def _least(self, alpha: float | None) -> int:
+        return self.min_group if alpha is None else max(self.min_group, int(1 / alpha + 1e-9))
+
+    def p_value(
+        self, scores: Tensor, groups: Tensor | None = None, alpha: float | None = None
+    ) -> Tensor:
         """p-values (N,) in (0, 1], float64, of scores (N,); NaN counts as the largest score.
 
-        `groups` (N,) is needed exactly when the calibration is by group.
+        `groups` (N,) is needed exactly when the calibration is by group; groups that are too small for
+        any p-value below `alpha` then use the pooled scores.
 
         Raises:
             ValueError: If `groups` is missing.
         """
-        scores = torch.as_tensor(scores).detach().double().cpu()
+        scores = torch.as_tensor(scores).detach().cpu().double()
         scores = torch.where(scores.isnan(), torch.inf, scores)
         n = len(self.scores)
         below = torch.searchsorted(self.scores, scores.contiguous())
@@ -84,7 +90,7 @@ class ConformalCalibration:
         first, at, end = torch.searchsorted(
             self._keys, torch.stack([first, first + below, first + n])
         )
-        own = end - first >= self.min_group
+        own = end - first >= self._least(alpha)
         return _ratio(torch.where(own, end - at, n - below), torch.where(own, end - first, n))
 
     def threshold(self, alpha: float, group: int | None = None) -> float:
@@ -97,7 +103,7 @@ class ConformalCalibration:
         """
         if not 0 < alpha < 1:
             raise ValueError(f"alpha: expected a fraction in (0, 1), got {alpha}")
-        scores = self._sorted_scores(group)
+        scores = self._sorted_scores(group, alpha)
         n = len(scores)
         # p < alpha <=> #{>= s} < alpha (n + 1) - 1 <=> at most j scores are >= s.
         at_most = math.ceil(alpha * (n + 1) - 1 - 1e-9) - 1
@@ -105,7 +111,7 @@ class ConformalCalibration:
 
     def is_unknown(self, scores: Tensor, alpha: float, groups: Tensor | None = None) -> Tensor:
         """Whether `p < alpha`, shape (N,), bool."""
-        return flagged(self.p_value(scores, groups), alpha)
+        return flagged(self.p_value(scores, groups, alpha), alpha)
 
 
 def flagged(p_values: Tensor, alpha: float | Tensor) -> Tensor:
@@ -130,8 +136,7 @@ class CalibrationTable(nn.Module):
 
     scores: Tensor
     groups: Tensor
-    pooled: Tensor
-    sizes: Tensor
+    own: Tensor
 
     def __init__(self, calibrations: Sequence[ConformalCalibration], num_groups: int = 0) -> None:
         super().__init__()
@@ -139,16 +144,21 @@ class CalibrationTable(nn.Module):
         groups = [c.groups for c in calibrations if c.groups is not None]
         self.by_group = bool(groups)
         if groups:
-            used = [len(calibrations[0]._sorted_scores(group)) for group in range(num_groups)]
             own = torch.bincount(groups[0], minlength=num_groups)[:num_groups]
+            self.min_group = calibrations[0].min_group
             self.register_buffer("groups", torch.stack(groups))
-            self.register_buffer("sizes", torch.tensor(used))
-            self.register_buffer("pooled", self.sizes != own)
+            self.register_buffer("own", own)
 
-    def forward(self, scores: Tensor, which: Tensor, groups: Tensor) -> Tensor:
+    def sizes(self, alpha: Tensor) -> Tensor:
+        """How many scores each group's p-values are ranks among (G,), int64; alpha as in `forward`."""
+        least = (1 / alpha + 1e-9).floor().clamp(min=float(self.min_group))
+        return torch.where(self.own < least, self.scores.shape[1], self.own)
+
+    def forward(self, scores: Tensor, which: Tensor, groups: Tensor, alpha: Tensor) -> Tensor:
         """p-values (N,), float64, of scores (N,) by the calibration `which`, an int64 scalar.
 
-        `groups` (N,), int64 in [0, G), count where the calibrations are by group.
+        `groups` (N,), int64 in [0, G), and `alpha`, a float64 scalar, count where the calibrations
+        are by group.
         """
         scores = scores.double()
         scores = torch.where(scores.isnan(), torch.inf, scores).unsqueeze(1)
@@ -156,8 +166,9 @@ class CalibrationTable(nn.Module):
         if not self.by_group:
             return _ratio(at_least.sum(1), self.scores.shape[1])
         own = self.groups.index_select(0, which.view(1)) == groups.unsqueeze(1)
-        at_least = at_least & (own | self.pooled[groups].unsqueeze(1))
-        return _ratio(at_least.sum(1), self.sizes[groups])
+        sizes = self.sizes(alpha)
+        at_least = at_least & (own | (sizes != self.own)[groups].unsqueeze(1))
+        return _ratio(at_least.sum(1), sizes[groups])
 
 
 def _ratio(at_least: Tensor, n: int | Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class TailLogP(nn.Module):
     @torch.no_grad()
     def fit(self, scores: Tensor) -> TailLogP:
         """Fit to held-out ID scores (n,)."""
-        ordered = scores.detach().double().cpu().sort().values
+        ordered = scores.detach().cpu().double().sort().values
         knots = len(self.quantiles)
         upper = torch.linspace(1.0, _TAIL, knots, dtype=torch.float64)  # P(score >= quantile)
         self.quantiles.copy_(torch.quantile(ordered, 1 - upper))

@@ -27,7 +27,10 @@ class FixedDtypeModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         fixed = {name: self._buffers.pop(name) for name in self._fixed_dtypes}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:  # a device that is not there, or full, leaves the module as it was
+            self._buffers.update(fixed)
         for name, buffer in fixed.items():
             assert buffer is not None
             device = fn(torch.empty(0, device=buffer.device)).device

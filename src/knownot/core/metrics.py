@@ -143,6 +143,8 @@ def _checked(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
     checked = []
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
         scores = torch.as_tensor(scores).detach()
+        if scores.device.type == "mps":  # which has no float64
+            scores = scores.cpu()
         if scores.ndim != 1 or len(scores) == 0:
             raise ValueError(
                 f"{name}: expected a non-empty vector of scores, got shape {tuple(scores.shape)}"

@@ -68,7 +68,7 @@ class PerClassTail(GaussianTail):
         """Factors (C, D, D), computed anew from the windows."""
         chosen = _chosen(gaussians, classes)
         counts = gaussians.counts[chosen]
-        rows = _windows(gaussians)[chosen].double()
+        rows = _windows(gaussians)[chosen].to(gaussians.means.dtype)
         filled = torch.arange(rows.shape[1], device=rows.device) < counts.unsqueeze(1)
         means = gaussians.means[chosen].unsqueeze(1)
         rows = (rows - means) * filled.unsqueeze(2)
@@ -91,7 +91,7 @@ class Noise(OutlierSampler):
         self, noise: Tensor, gaussians: ClassGaussians, upper: Tensor, classes: Tensor | None
     ) -> Tensor:
         """Noise (C, t, D) around the origin."""
-        counts = gaussians.counts.double()
+        counts = gaussians.counts.to(gaussians.means.dtype)
         squares = gaussians.means.square().mean(1) @ counts / counts.sum().clamp(min=1)
         return noise * (squares.float() + _spread(upper).square()).sqrt()
 

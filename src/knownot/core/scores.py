@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from knownot.core.energy import at_least_float32
 from knownot.core.energy import energy as energy
+from knownot.core.gaussians import upper_factor
 from knownot.core.window_gaussians import WindowGaussians
+
+_ROWS = 4096  # that are in float64 at once
 
 
 def max_softmax(logits: Tensor, background_index: int | None = None) -> Tensor:
@@ -128,12 +131,10 @@ class FeatureScores(nn.Module):
         keep = torch.randperm(len(features), generator=generator)[:max_bank].sort().values
         fitted = cls(num_classes, features.shape[1], len(keep), k, earlier_dim)
         last, unit = fitted._unit(features)
-        longest = int(torch.bincount(labels, minlength=num_classes).max())
-        gaussians = WindowGaussians(num_classes, features.shape[1], queue_size=longest)
-        gaussians.update(unit, labels)
-        fitted.means.copy_(gaussians.means)
+        means, factor = _class_means_and_factor(unit, labels, num_classes)
+        fitted.means.copy_(means)
         eye = torch.eye(features.shape[1], dtype=torch.float64)
-        inverse = torch.linalg.solve_triangular(gaussians.cholesky(), eye, upper=False)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         fitted.whitening.copy_(inverse.T)
         fitted.bank.copy_(last[keep])
         fitted.bank_rows = keep
@@ -174,3 +175,28 @@ class FeatureScores(nn.Module):
         if not self.earlier_dim:
             return last, last
         return last, torch.cat([last, F.normalize(rows[..., -self.earlier_dim :], dim=-1)], dim=-1)
+
+
+def _class_means_and_factor(
+    rows: Tensor, labels: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Class means (K, D) of rows (N, D), lower factor (D, D) of their covariance; float64.
+
+    What `WindowGaussians` makes of windows that hold all rows, without the windows: of classes of
+    different sizes they would take many times the memory of the rows.
+    """
+    finite = rows.isfinite().all(1)
+    rows, labels = rows[finite], labels[finite]
+    width = rows.shape[1]
+    parts = list(zip(torch.split(rows, _ROWS), torch.split(labels, _ROWS), strict=True))
+    sums = torch.zeros(num_classes, width, dtype=torch.float64)
+    for of_part, classes in parts:
+        sums.index_add_(0, classes, of_part.double())
+    means = sums / torch.bincount(labels, minlength=num_classes).clamp(min=1).unsqueeze(1)
+    scatter = torch.zeros(width, width, dtype=torch.float64)
+    for of_part, classes in parts:
+        deviations = of_part.double() - means[classes]
+        scatter.addmm_(deviations.T, deviations)
+    count = torch.tensor(float(len(rows)), dtype=torch.float64)
+    shrunk = WindowGaussians(num_classes, width, queue_size=1).shrunk(scatter, count, count)
+    return means, upper_factor(shrunk).T

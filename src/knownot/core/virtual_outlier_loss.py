@@ -265,12 +265,19 @@ class VirtualOutlierLoss(nn.Module):
             labels: Class indices (N,), integers; rows outside [0, K) take no part.
 
         Returns:
-            Scalar loss, float32 or float64; 0 before `start_step`, without a ready class, and
-            for an empty batch. In evaluation mode nothing is remembered.
+            Scalar loss, float32 or float64; 0 before `start_step` and without a ready class. Of a
+            batch without rows that take part it is the loss of the outliers alone. In evaluation
+            mode nothing is remembered, and no step is too early.
 
         Raises:
-            RuntimeError: If a CUDA graph is being captured where classes take turns.
+            RuntimeError: If a CUDA graph is being captured where classes take turns, or within
+                `nn.DataParallel`, whose copies forget what they saw.
         """
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel copies the loss for every step, and what the copies remember is "
+                "lost; use DistributedDataParallel (torchrun), or one device"
+            )
         if not self.training:
             return self._loss(logits, labels, self.sample_outliers().to(features.dtype))
         ranks = world_size()

@@ -35,7 +35,10 @@ def to_pil(photo: Any) -> Image.Image:
         pixels = photo.detach().cpu()
         if pixels.is_floating_point():
             pixels = (pixels.clamp(0, 1) * 255).round()
-        photo = pixels.byte().permute(1, 2, 0).numpy().squeeze()
+        elif pixels.numel() and not 0 <= pixels.min() <= pixels.max() <= 255:
+            raise DataError("tensor: expected integers from 0 to 255, or fractions from 0 to 1")
+        pixels = pixels.byte().permute(1, 2, 0)
+        photo = (pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).numpy()
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
             raise DataError(

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +69,12 @@ def list_photos(root: str | Path) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: is a file; expected a folder of photos")
     found = []
+    # Links are followed, but not to what is walked through already, nor to what `root` lies in.
+    walked = {root.resolve(), *root.resolve().parents}
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        places = {name: Path(folder, name).resolve() for name in sorted(subfolders)}
+        subfolders[:] = [n for n in places if not n.startswith(".") and places[n] not in walked]
+        walked.update(places.values())
         found += [Path(folder, name) for name in names if is_photo_name(Path(name))]
     if not found:
         raise DataError(f"{root}: holds no photo (looked for .jpg, .png, .webp and the like)")
@@ -176,14 +181,16 @@ def shared_photos(splits: dict[str, list[Path]]) -> list[tuple[Path, ...]]:
     by_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     for split, paths in splits.items():
         for path in paths:
-            by_size[path.stat().st_size].append((split, path))
+            with suppress(OSError):  # a link to nothing is listed where photos are read
+                by_size[path.stat().st_size].append((split, path))
     twins = []
     for same_size in by_size.values():
         if len({split for split, _ in same_size}) < 2:
             continue
         by_content: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
         for split, path in same_size:
-            by_content[hashlib.sha256(path.read_bytes()).digest()].append((split, path))
+            with suppress(OSError):
+                by_content[hashlib.sha256(path.read_bytes()).digest()].append((split, path))
         twins += [
             tuple(path for _, path in same)
             for same in by_content.values()
@@ -219,6 +226,8 @@ def _hold_out(
             f"{root}: every class has a single photo: nothing can be set aside for calibration; add "
             "photos"
         )
-    size = max(round(fraction * len(splittable)), len(set(labels)))
+    # Of every class one photo at least on either side.
+    classes = len(set(labels))
+    size = min(max(round(fraction * len(splittable)), classes), len(splittable) - classes)
     kept, held = train_test_split(splittable, test_size=size, stratify=labels, random_state=seed)
     return photos.subset(sorted(kept + stays)), photos.subset(sorted(held))

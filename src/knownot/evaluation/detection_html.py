@@ -37,7 +37,7 @@ def write_detection_html(report: DetectionReport, path: Path) -> Path:
         roc=data_url(roc_curves(*sets), "png"),
         mistakes=_mistakes(report),
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="surrogateescape")  # names of files
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from knownot.data.reading import read_batches
 from knownot.errors import DataError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
+from knownot.plain_json import to_json
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -91,7 +91,7 @@ def save_report(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (folder / "metrics.json").write_text(to_json(summary) + "\n")
         return write_page(folder / "report.html")
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -128,11 +128,9 @@ def evaluate(
     known = read_labelled(id_folder, model.classes)
     # All folders are looked at before any photo is read: a wrong path is told at once.
     folders = {name: list_photos(folder) for name, folder in set_names(ood_folders).items()}
-    id_set = score_photos(model, "ID", known.paths, known.labels, score=score, progress=progress)
-    ood_sets = [
-        score_photos(model, name, paths, score=score, progress=progress)
-        for name, paths in folders.items()
-    ]
+    how: dict[str, Any] = {"score": score, "alpha": alpha, "progress": progress}
+    id_set = score_photos(model, "ID", known.paths, known.labels, **how)
+    ood_sets = [score_photos(model, name, paths, **how) for name, paths in folders.items()]
     summary = _summary(model, id_set, ood_sets, score, alpha, threshold)
     return Report(summary, id_set, ood_sets, score, threshold, model.classes)
 
@@ -145,6 +143,7 @@ def score_photos(
     labels: Sequence[int] = (),
     *,
     score: str,
+    alpha: float | None = None,
     progress: Progress | None = None,
 ) -> Scored:
     """Run one set of photos through the model.
@@ -160,8 +159,12 @@ def score_photos(
     scores: dict[str, list[Tensor]] = {}
     size = model.batch_size
     batches = read_batches(paths, model.preprocessing.read, size, skipped)
+
+    def scored(photos: Tensor) -> _Batch:
+        return _scored(model, photos, score, alpha)
+
     with cpu_workers(model.device, len(paths), size) as workers:
-        for batch, found in workers.spread(batches, lambda photos: _scored(model, photos, score)):
+        for batch, found in workers.spread(batches, scored):
             predicted.append(found.predicted)
             confidence.append(found.confidence)
             p_values.append(found.p_values)
@@ -197,11 +200,13 @@ class _Batch(NamedTuple):
 
 
 @torch.no_grad()
-def _scored(model: UnknownAwareClassifier, photos: Tensor, score: str) -> _Batch:
+def _scored(
+    model: UnknownAwareClassifier, photos: Tensor, score: str, alpha: float | None
+) -> _Batch:
     output = model(photos.to(model.device))
     scores = model.scores(output)
     confidence, predicted = output.logits.float().softmax(1).max(1)
-    p_values = model.p_values(output, scores, score)
+    p_values = model.p_values(output, scores, score, alpha)
     on_host = {key: values.cpu() for key, values in scores.items()}
     return _Batch(predicted.cpu(), confidence.cpu(), on_host, p_values)
 

@@ -220,7 +220,7 @@ def _fill(
             rows, p_of_proposals = model.unclaimed_proposals(found, alpha)
             boxes = found["proposals"][rows]
             scored.proposals.append({"boxes": boxes, "p_values": p_of_proposals})
-        p_values = model.p_values(found, score)
+        p_values = model.p_values(found, score, alpha)
         more = further(found) if further else {}
         found |= {f"ood.{name}": values for name, values in more.items()}
         scored.paths.append(photos.paths[index])

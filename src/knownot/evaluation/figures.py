@@ -51,7 +51,7 @@ def histograms(
         bins = np.linspace(low, max(high, low + 1e-6), _BINS).tolist()
         for values, colour, label in (
             (id_scores, ID_COLOUR, "in-distribution"),
-            (ood, OOD_COLOUR, ood_sets[i].name if ood_sets else ""),
+            (ood, OOD_COLOUR, _plain(ood_sets[i].name) if ood_sets else ""),
         ):
             if len(values):
                 shown = values.clip(bins[0], bins[-1])
@@ -65,6 +65,11 @@ def histograms(
     return _png(figure)
 
 
+def _plain(name: str) -> str:
+    """A name as it is: matplotlib takes what stands between dollars for mathematics."""
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
+
+
 def roc_curves(id_set: HasScores, ood_sets: Sequence[HasScores], score: str) -> bytes:
     """Share of ID accepted against share of OOD accepted, one curve for each OOD set."""
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
@@ -73,7 +78,7 @@ def roc_curves(id_set: HasScores, ood_sets: Sequence[HasScores], score: str) -> 
         if not (len(id_set.scores[score]) and len(ood.scores[score])):
             continue  # a detector may find no box at all
         fpr, tpr = roc(id_set.scores[score], ood.scores[score])
-        axes.plot(fpr, tpr, lw=1.5, label=ood.name)
+        axes.plot(fpr, tpr, lw=1.5, label=_plain(ood.name))
     axes.axhline(0.95, color="grey", lw=0.8, ls=":")
     axes.set_xlabel("OOD accepted (false-positive rate)")
     axes.set_ylabel("ID accepted (true-positive rate)")

@@ -38,7 +38,7 @@ def write_html(report: Report, path: Path) -> Path:
         mistakes=_mistakes(report),
         classes=report.classes,
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="surrogateescape")  # names of files
     return path
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +91,8 @@ def triage(
     record = {c.number: [str(p.relative_to(folder)) for p in c.photos] for c in clusters}
     write_whole(folder / _RECORD, lambda file: file.write_text(json.dumps(record, indent=1)))
     page = _page(found)
-    write_whole(found.gallery, lambda file: file.write_text(page, encoding="utf-8"))
+    content = page.encode("utf-8", "surrogateescape")
+    write_whole(found.gallery, lambda file: file.write_bytes(content))
     return found
 
 
@@ -102,14 +105,15 @@ def copy_named(folder: Path, names: Mapping[int, str], output: Path) -> dict[str
         output: An ImageFolder set, a new one or one that has other classes already.
 
     Returns:
-        Number of photos by class name; those removed from the folder since do not count.
+        Number of photos by class name; those removed from the folder since do not count. A photo whose
+        name another one there has gets a number behind it.
 
     Raises:
         ConfigError: If a number or a name is none.
         DataError: If there was no triage, or a photo cannot be copied.
     """
     record = _record(folder)
-    copied: Counter[str] = Counter()
+    copied: dict[str, set[Path]] = {}
     for number, name in names.items():
         if str(number) not in record:
             raise ConfigError(f"--name: there is no cluster {number}, see {folder / _GALLERY}")
@@ -120,11 +124,20 @@ def copy_named(folder: Path, names: Mapping[int, str], output: Path) -> dict[str
             source = folder / photo
             if not source.is_file():
                 continue
-            write_whole(output / name / source.name, lambda file, s=source: shutil.copy2(s, file))  # type: ignore[misc]
-            copied[name] += 1
+            target = _place(source, output / name)
+            write_whole(target, lambda file, s=source: shutil.copy2(s, file))  # type: ignore[misc]
+            copied.setdefault(name, set()).add(target)
     if not copied:
         raise DataError(f"{folder}: holds none of these photos any more; run knownot triage again")
-    return dict(copied)
+    return {name: len(targets) for name, targets in copied.items()}
+
+
+def _place(photo: Path, folder: Path) -> Path:
+    """Its place in a folder: of its name, with a number where another photo has that."""
+    target, number = folder / photo.name, 1
+    while target.exists() and not filecmp.cmp(photo, target, shallow=False):
+        target, number = folder / f"{photo.stem}-{number}{photo.suffix}", number + 1
+    return target
 
 
 def _record(folder: Path) -> dict[str, list[str]]:
@@ -217,17 +230,24 @@ def _nearest(photos: Iterable[Path]) -> tuple[str | None, float]:
 def _page(found: Triage) -> str:
     from knownot.evaluation.html import render, thumbnail
 
+    def pictures(photos: Iterable[Path]) -> list[str]:
+        shown = []
+        for photo in photos:
+            with suppress(DataError):  # removed since it was read
+                shown.append(thumbnail(photo))
+        return shown
+
     groups = [
         {
             "number": cluster.number,
             "total": len(cluster.photos),
             "nearest": cluster.nearest,
             "share": cluster.nearest_share,
-            "pictures": [thumbnail(path) for path in cluster.photos[:_SHOWN]],
+            "pictures": pictures(cluster.photos[:_SHOWN]),
         }
         for cluster in found.clusters
     ]
-    alone = [thumbnail(path) for path in found.alone[:_SHOWN]]
+    alone = pictures(found.alone[:_SHOWN])
     return render("triage", groups=groups, alone=alone, total_alone=len(found.alone))
 
 

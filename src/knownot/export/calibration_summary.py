@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from knownot.core.calibration import CalibrationTable
 from knownot.models.unknown_aware import UnknownAwareModel
@@ -20,7 +21,8 @@ def summarise(model: UnknownAwareModel, groups: int) -> CalibrationSummary:
     """
     calibrations = model.calibrations
     table = CalibrationTable(list(calibrations.values()), groups)
-    sizes = table.sizes.tolist() if table.by_group else [table.scores.shape[1]]
+    alpha = torch.tensor(model.alpha, dtype=torch.float64)
+    sizes = table.sizes(alpha).tolist() if table.by_group else [table.scores.shape[1]]
     histograms = {}
     for name, calibration in calibrations.items():
         scores = calibration.scores.numpy()

@@ -66,7 +66,7 @@ class DetectorGraph(nn.Module):
         )
         scores = torch.stack([by_name[name] for name in self.names], dim=1)[:-1]
         ood_score = scores.index_select(1, score.view(1)).squeeze(1)
-        p_value = self.table(ood_score, score, self.model.groups(boxes, labels))
+        p_value = self.table(ood_score, score, self.model.groups(boxes, labels), alpha)
         unknown = flagged(p_value, alpha)
         shown = without_repeats(boxes, confidence, unknown).nonzero().squeeze(1)
         columns = boxes, labels, confidence, logits, scores, ood_score, p_value, unknown

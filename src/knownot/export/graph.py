@@ -50,7 +50,7 @@ class ClassifierGraph(nn.Module):
         scores = torch.stack([by_name[name] for name in self.names], dim=1)
         ood_score = scores.index_select(1, score.view(1)).squeeze(1)
         confidence, index = output.logits.softmax(1).max(1)
-        p_value = self.table(ood_score, score, output.logits.argmax(1))
+        p_value = self.table(ood_score, score, output.logits.argmax(1), alpha)
         unknown = flagged(p_value, alpha)
         answers = output.logits, index, confidence, scores, ood_score, p_value, unknown
         if not self.nearest:

@@ -213,10 +213,14 @@ class UnknownAwareClassifier(UnknownAwareModel):
         self.calibrate_rows(output.logits, output.scored_features, groups)
 
     def p_values(
-        self, output: ClassifierOutput, scores: Mapping[str, Tensor], score: str
+        self,
+        output: ClassifierOutput,
+        scores: Mapping[str, Tensor],
+        score: str,
+        alpha: float | None = None,
     ) -> Tensor:
-        """p-values (N,), float64, of one score of a forward pass."""
-        return self.row_p_values(scores, score, output.logits.argmax(1))
+        """p-values (N,), float64, of one score of a forward pass, to be compared with `alpha`."""
+        return self.row_p_values(scores, score, output.logits.argmax(1), alpha)
 
     def predict(
         self,
@@ -282,7 +286,7 @@ class UnknownAwareClassifier(UnknownAwareModel):
     def _answer(self, images: Tensor, alpha: float, score: str) -> list[Prediction]:
         output = self(images.to(self.device))
         scores = self.scores(output)
-        p_values = self.p_values(output, scores, score)
+        p_values = self.p_values(output, scores, score, alpha)
         confidence, index = output.logits.float().softmax(1).max(1)
         unknown = flagged(p_values, alpha).tolist()
         return [

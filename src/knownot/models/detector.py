@@ -123,10 +123,10 @@ class UnknownAwareDetector(UnknownAwareModel):
                 detections[name] = part
         return found
 
-    def p_values(self, detections: Detections, score: str) -> Tensor:
-        """p-values (B,), float64, of one score of one photo's boxes."""
+    def p_values(self, detections: Detections, score: str, alpha: float | None = None) -> Tensor:
+        """p-values (B,), float64, of one score of one photo's boxes, to be compared with `alpha`."""
         groups = self.groups(detections["boxes"], detections["labels"])
-        return self.row_p_values({score: detections[f"ood.{score}"]}, score, groups)
+        return self.row_p_values({score: detections[f"ood.{score}"]}, score, groups, alpha)
 
     @staticmethod
     def groups(boxes: Tensor, labels: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ class UnknownAwareDetector(UnknownAwareModel):
             for key, values in found.items()
             if key not in ("proposals", "objectness")
         }
-        p_values = self.p_values(found, score)
+        p_values = self.p_values(found, score, alpha)
         called = flagged(p_values, alpha)
         shown = without_repeats(found["boxes"], found["scores"], called.to(self.device))
         unknown = called.tolist()

@@ -59,7 +59,8 @@ def save(
     folder = Path(folder)
     config = describe(model)
     check_free(folder, overwrite)
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    # Layers that share a tensor each get their own in the file.
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -90,7 +91,19 @@ def save(
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise `DataError` unless a model may be written to `folder`."""
+    """Raise `DataError` unless a model may be written to `folder`.
+
+    A finished folder takes its place by renaming: that place must be one that can be replaced.
+    """
+    if folder.name in ("", ".."):
+        raise DataError(f"{folder}: name the model's folder, such as -o {folder / 'model'}")
+    if folder.is_symlink() and not folder.exists():
+        raise DataError(f"{folder}: is a link to nothing; choose another name with -o")
+    if folder.is_mount():
+        raise DataError(
+            f"{folder}: is a mounted folder and cannot be replaced; name one inside, such as "
+            f"-o {folder / 'model'}"
+        )
     if folder.is_file():
         raise DataError(f"{folder}: is a file; choose another name with -o")
     if not folder.exists() or not any(folder.iterdir()):
@@ -162,9 +175,21 @@ def load(
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" takes CUDA, then MPS, then the CPU."""
+    """The device of that name; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
     if name != "auto":
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"device: {name!r} cannot be used here ({reason}); expected auto, cpu, cuda or mps"
+            ) from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -7,6 +7,7 @@ scores read: the backbone's own maps, averaged over the box, as a classifier's r
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -94,6 +95,7 @@ class FasterRCNNRegions(RegionModel):
         self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
         self.model.rpn = RememberingProposals.of(self.model.rpn)
         _fix_scales(self.model)
+        self._alone = _Alone()
         self.num_classes = num_classes
         self.settings = settings
         self.feature_dim = self.scored_dim = settings.feature_dim
@@ -122,11 +124,15 @@ class FasterRCNNRegions(RegionModel):
         )
 
     def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
-        """torchvision's detections, each with its logits and feature; region proposals if asked for."""
+        """torchvision's detections, each with its logits and feature; region proposals if asked for.
+
+        Threads that share the model wait for one another.
+        """
         if self.training:
             self.eval()
-        found: list[Detections] = self.model(images)
-        looked_at = self.model.rpn.take_proposals()
+        with self._alone.lock:  # the parts of the model remember what the others ask for
+            found: list[Detections] = self.model(images)
+            looked_at = self.model.rpn.take_proposals()
         for detections, image, (boxes, objectness, size) in zip(
             found, images, looked_at, strict=True
         ):
@@ -153,6 +159,16 @@ class FasterRCNNRegions(RegionModel):
         # Folders from before there was a choice hold scores of the box features.
         description = {"scored_strides": (), **description}
         return cls(num_classes, FasterRCNNSettings(**description), weights="none")
+
+
+class _Alone:
+    """A lock of a model's own: a copy of the model, or a model read from a file, gets another."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+    def __reduce__(self) -> tuple[type[_Alone], tuple[()]]:
+        return _Alone, ()
 
 
 class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]

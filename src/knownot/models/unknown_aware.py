@@ -25,6 +25,7 @@ COMBINED = "combined"
 ScoreName = Literal["energy", "vos", "msp", "mahalanobis", "knn", "combined"]
 # What the default score may combine: what the method trains, and what features give for free.
 COMBINED_PARTS = ("vos", "mahalanobis", "knn")
+_ROWS = 1024  # that are scored together
 
 
 class VosSettings(BaseModel):
@@ -142,8 +143,14 @@ class UnknownAwareModel(HubMethods, nn.Module):
 
     def _scores_to_calibrate(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Every score but the combined one, on the CPU."""
-        scores = self._single_scores(logits.to(self.device), features.to(self.device))
-        return {name: score.cpu() for name, score in scores.items()}
+        # In parts: each row is compared with all that the kNN score remembers.
+        parts = [
+            self._single_scores(some.to(self.device), theirs.to(self.device))
+            for some, theirs in zip(
+                torch.split(logits, _ROWS), torch.split(features, _ROWS), strict=True
+            )
+        ]
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     @torch.no_grad()
     def calibrate_rows(
@@ -193,10 +200,18 @@ class UnknownAwareModel(HubMethods, nn.Module):
         }
 
     def row_p_values(
-        self, scores: Mapping[str, Tensor], score: str, groups: Tensor | None
+        self,
+        scores: Mapping[str, Tensor],
+        score: str,
+        groups: Tensor | None,
+        alpha: float | None = None,
     ) -> Tensor:
-        """p-values (N,), float64, of one score; `groups` (N,) count where calibration is by group."""
-        return self.calibration(score).p_value(scores[score], groups if self.classwise else None)
+        """p-values (N,), float64, of one score, to be compared with `alpha`, the model's by default.
+
+        `groups` (N,) count where calibration is by group.
+        """
+        groups = groups if self.classwise else None
+        return self.calibration(score).p_value(scores[score], groups, self.valid_alpha(alpha))
 
     def threshold(self, alpha: float | None = None, score: str | None = None) -> float:
         """The score above which a row is unknown (of the pooled calibration)."""
@@ -236,7 +251,7 @@ def _plain_name(name: str) -> str:
         not name.strip()
         or ".." in parts
         or not parts[0]
-        or any(c < " " or c == "\x7f" for c in name)
+        or any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in name)
     ):
         raise ConfigError(f"classes: {name!r} is no usable name; rename it")
     return name

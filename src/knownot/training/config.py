@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from knownot.core.gaussians import Shrinkage
@@ -48,7 +48,7 @@ class CommonConfig(BaseModel):
         0.1, description="beta; 0 trains without VOS; auto: by altered validation photos"
     )
     vos_start: float | None = Field(None, ge=0, le=1, description="share of the steps before VOS")
-    queue_size: int = Field(1000, ge=1, description="features remembered per class, Q")
+    queue_size: int = Field(1000, ge=2, description="features remembered per class, Q")
     draws_per_class: float = Field(10_000.0, ge=1, description="n; 1/n is the tail probability")
     outliers_per_class: int | None = Field(
         None,
@@ -64,12 +64,16 @@ class CommonConfig(BaseModel):
     knn_k: int = Field(10, ge=1, description="neighbour of the knn score")
     alpha: float = Field(0.05, gt=0, lt=1, description="share of ID photos called unknown")
     val_fraction: float = Field(0.2, gt=0, lt=0.9, description="set aside without a val/ folder")
-    precision: str = Field("32-true", description="Lightning precision, e.g. bf16-mixed")
-    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
+        "32-true", description="number format of the network's steps"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
     devices: int | None = Field(None, ge=1, description="processes on a machine; by default 1")
     num_nodes: int | None = Field(None, ge=1, description="machines; by default 1")
     workers: int = Field(2, ge=0, description="processes that decode photos")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     resume: bool = Field(False, description="go on with an interrupted run")
     overwrite: bool = Field(False, description="replace an existing model folder")
 
@@ -85,6 +89,21 @@ class CommonConfig(BaseModel):
         if not 0 <= weight < math.inf:
             raise PydanticCustomError("vos_weight", "expected a number, 0 or more, or auto")
         return weight
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> Self:
+        if self.outliers_per_class and self.outliers_per_class > self.n_draws:
+            raise PydanticCustomError(
+                "draws",
+                "outliers_per_class: more than the {draws} draws of a class",
+                {"draws": self.n_draws},
+            )
+        return self
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of each class's Gaussian, n, of which the least likely are kept."""
+        return int(1 / self.tail_probability if self.tail_probability else self.draws_per_class)
 
     @property
     def n_backbone_lr(self) -> float:
@@ -209,7 +228,7 @@ class TrainConfig(CommonConfig):
     def outliers_for(self, num_classes: int) -> int:
         # Altered validation photos chose 16 of each of 2 and of 10 classes for the head, and the paper's
         # one after --finetune all (docs/ablations.md). All together are what a batch easily carries.
-        head = min(max(_OUTLIERS_OF_A_STEP // num_classes, 1), 16)
+        head = min(max(_OUTLIERS_OF_A_STEP // num_classes, 1), 16, self.n_draws)
         return self.outliers_per_class or (head if self.finetune == "head" else 1)
 
     def bottleneck_for(self, backbone_dim: int) -> int | None:
@@ -319,5 +338,6 @@ def _explain(error: ValidationError, kind: type[Config]) -> str:
                 )
             lines.append(f"{key}: unknown setting{hint}")
         else:
-            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
+            got = f", got {problem['input']!r}" if key else ""  # of several settings the text tells
+            lines.append(f"{key}: {problem['msg']}{got}".removeprefix(": "))
     return "; ".join(lines)

@@ -20,6 +20,7 @@ from knownot.training.config import DetectionConfig
 from knownot.training.detection_batches import AugmentedScenes, PlainScenes, as_lists
 from knownot.training.interrupts import leave_to_trainer
 from knownot.training.ranks import check_same_steps, seed_epoch
+from knownot.training.schedule import one_cycle
 
 
 class DetectionTraining(L.LightningModule):
@@ -142,12 +143,7 @@ class DetectionTraining(L.LightningModule):
             decay = {"lr": config.n_backbone_lr, "weight_decay": config.weight_decay}
             groups.append({"params": backbone, **decay})
         optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in groups],
-            total_steps=max(2, self.total_steps),
-            pct_start=0.1,
-        )
+        schedule = one_cycle(optimizer, self.total_steps, warmup=0.1)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

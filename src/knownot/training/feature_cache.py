@@ -1,9 +1,9 @@
 """Backbone features of photos, computed once and kept on disk in small, atomic pieces.
 
 A piece holds the features of 256 consecutive photos under a key made of everything they depend on:
-the backbone's weights, the preprocessing, alterations, and path, size and change time of every photo. A
-changed photo or backbone therefore never meets an old feature, and an interrupted run loses at most a
-piece.
+the backbone's weights, the preprocessing, alterations, and path, size and change time of every photo;
+and the features of a made-up photo, which tell whether the backbone's code is still the same. A changed
+photo or backbone therefore never meets an old feature, and an interrupted run loses at most a piece.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
 
 _PIECE = 256
+_ROUNDING = 1e-2  # of the largest feature: threads and processors round differently
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def extract_features(
     was_training = model.training
     model.eval()
     fingerprint = b"" if cache is None else _fingerprint(model) + ",".join(altered).encode()
+    probe = None if cache is None else _probe(model)
     rows, indices, skipped = [], [], {}
     with ExitStack() as at_end:
         at_end.callback(model.train, was_training)
@@ -80,14 +82,14 @@ def extract_features(
         for start in range(0, len(paths), _PIECE):
             piece = paths[start : start + _PIECE]
             stored = cache and cache / "features" / f"{_key(fingerprint, piece)}.safetensors"
-            found = _read(stored) if stored else None
+            found = _read(stored, probe) if stored and probe is not None else None
             if found is None:
                 bad: dict[Path, str] = {}
                 found = _compute(model, piece, bad, progress, workers, altered)
                 skipped.update(bad)
                 # A piece with bad photos is not stored: they are reported again next time.
-                if stored and not bad:
-                    _write(stored, found)
+                if stored and probe is not None and not bad:
+                    _write(stored, found, probe)
             elif progress:
                 progress(len(piece))
             rows.append(found[0])
@@ -141,6 +143,13 @@ def _fingerprint(model: UnknownAwareClassifier) -> bytes:
     return digest.digest()
 
 
+def _probe(model: UnknownAwareClassifier) -> Tensor:
+    """What the backbone makes of noise (1, S)."""
+    side = model.preprocessing.image_size
+    pixels = torch.randint(256, (1, 3, side, side), generator=torch.Generator().manual_seed(0))
+    return _of_batch(model, pixels.byte(), ())
+
+
 def _key(fingerprint: bytes, paths: Sequence[Path]) -> str:
     digest = hashlib.sha256(fingerprint)
     for path in paths:
@@ -153,14 +162,17 @@ def _key(fingerprint: bytes, paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read(stored: Path) -> tuple[Tensor, Tensor] | None:
+def _read(stored: Path, probe: Tensor) -> tuple[Tensor, Tensor] | None:
     tensors = read_tensors(stored)
-    if tensors is None or not {"rows", "indices"} <= set(tensors):
+    if tensors is None or not {"rows", "indices", "probe"} <= set(tensors):
         return None  # a damaged piece is computed anew
+    before, most = tensors["probe"], _ROUNDING * float(probe.abs().max())
+    if before.shape != probe.shape or not torch.allclose(before, probe, rtol=0, atol=most):
+        return None
     return tensors["rows"], tensors["indices"]
 
 
-def _write(stored: Path, found: tuple[Tensor, Tensor]) -> None:
+def _write(stored: Path, found: tuple[Tensor, Tensor], probe: Tensor) -> None:
     # The cache only saves time: a full disk must not stop the run.
     with suppress(Exception):
-        write_tensors(stored, {"rows": found[0], "indices": found[1]})
+        write_tensors(stored, {"rows": found[0], "indices": found[1], "probe": probe})

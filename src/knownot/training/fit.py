@@ -77,7 +77,8 @@ def fit(
         KeyboardInterrupt: After Ctrl-C or SIGTERM, between two steps.
         SystemExit: When this is not the first of several processes.
     """
-    device = choose_device(config.device).type
+    chosen = choose_device(config.device)
+    device = chosen.type
     if ranks.several:
         # Energy weights and phi take no part before VOS starts. Buffers need no exchange: windows
         # are the same on all ranks, and of batch normalisation the first rank's statistics count.
@@ -88,10 +89,10 @@ def fit(
             trainer = L.Trainer(
                 max_epochs=config.n_epochs,
                 accelerator="gpu" if device == "cuda" else device,
-                devices=ranks.devices,
+                devices=ranks.devices if chosen.index is None else [chosen.index],
                 num_nodes=ranks.num_nodes,
                 use_distributed_sampler=False,  # `RankBatches` knows the ranks
-                precision=config.precision,  # type: ignore[arg-type]
+                precision=config.precision,
                 logger=[
                     CSVLogger(run.logs, "", "csv"),
                     TensorBoardLogger(run.logs, "", "tensorboard"),

@@ -21,6 +21,7 @@ from knownot.training.batches import (
 )
 from knownot.training.config import TrainConfig
 from knownot.training.ranks import check_same_steps, seed_epoch
+from knownot.training.schedule import one_cycle
 
 _LOGGED = ("loss", "task_loss", "vos_loss", "accuracy")
 
@@ -130,12 +131,7 @@ class VosTraining(L.LightningModule):
         optimizer = torch.optim.AdamW(groups)
         # Cosine, after a tenth of the steps of warm-up where a pretrained backbone is at stake.
         warmup = 0.1 if config.finetune == "all" else 0.0
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in groups],
-            total_steps=max(2, self.total_steps),
-            pct_start=warmup,
-        )
+        schedule = one_cycle(optimizer, self.total_steps, warmup)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from knownot.plain_json import to_json
 from knownot.training.config import CommonConfig
 
 TRAINING = "training"  # the folder, in a model folder
@@ -32,9 +34,12 @@ class TrainResult:
         """The result that a training left in a model folder."""
         training = folder / TRAINING
         skipped = json.loads((training / SKIPPED).read_text())
+        metrics = json.loads((training / METRICS).read_text())
+        if metrics["threshold"] is None:  # JSON has no infinity
+            metrics["threshold"] = math.inf
         return cls(
             folder,
-            json.loads((training / METRICS).read_text()),
+            metrics,
             {Path(path): reason for path, reason in skipped.items()},
         )
 
@@ -45,6 +50,6 @@ def write_training_files(
     """Write resolved settings, numbers and skipped photos to a new folder."""
     training.mkdir()
     (training / SETTINGS).write_text(config.to_yaml())
-    (training / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+    (training / METRICS).write_text(to_json(metrics) + "\n")
     listed = {str(path): reason for path, reason in skipped.items()}
     (training / SKIPPED).write_text(json.dumps(listed, indent=2) + "\n")

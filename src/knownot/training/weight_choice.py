@@ -6,7 +6,6 @@ the data. `altered_rule` chooses it; no OOD photo takes part.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from knownot.data.kept_files import write_whole
 from knownot.errors import ConfigError
 from knownot.models.hub import CONFIG
 from knownot.models.model_folder import check_free, move
+from knownot.plain_json import to_json
 from knownot.training.altered_rule import ACCURACY, ALTERED, choose
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.fit import Reporter
@@ -77,7 +77,7 @@ def train_with_chosen_weight(
     training = result.folder / TRAINING
     final = config.model_copy(update={"vos_weight": chosen, "resume": False})
     write_whole(training / SETTINGS, lambda f: f.write_text(final.to_yaml()))
-    write_whole(training / METRICS, lambda f: f.write_text(json.dumps(metrics, indent=2) + "\n"))
+    write_whole(training / METRICS, lambda f: f.write_text(to_json(metrics) + "\n"))
     move(result.folder, config.output, config.overwrite)
     run.remove()
     return TrainResult(config.output, metrics, result.skipped)
