@@ -16,6 +16,7 @@ from knownot.evaluation.detect_set import joined
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.earlier_map import find_earlier_map
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.models.unknown_aware import VosSettings
@@ -59,11 +60,16 @@ def pixels(count: int, colour: tuple[int, int, int], start: int) -> Tensor:
 
 
 def tiny_model(
-    classwise: bool = False, seed: int = 0, architecture: str = "custom", **vos
+    classwise: bool = False,
+    seed: int = 0,
+    architecture: str = "custom",
+    earlier: bool = False,
+    **vos,
 ) -> UnknownAwareClassifier:
     """A red/green classifier around a module of one's own, trained for some steps, calibrated.
 
-    With the name of an architecture around that, with random weights: its folder loads by itself.
+    With the name of an architecture around that, with random weights: its folder loads by itself,
+    and Mahalanobis may read an earlier map.
     """
     backbone, width = tiny_backbone(seed), 8
     if architecture != "custom":
@@ -77,7 +83,9 @@ def tiny_model(
         bottleneck=4,
         vos=VosSettings(queue_size=50, **vos),
         architecture=architecture,
+        earlier_map=find_earlier_map(backbone, SIZE) if earlier else None,
     )
+    assert (model.earlier_map is not None) is earlier
     images = torch.cat([pixels(60, c, 1000 * k) for k, c in enumerate(COLOURS.values())])
     labels = torch.arange(2).repeat_interleave(60)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -123,6 +123,36 @@ def test_a_photo_in_two_splits_is_reported(tmp_path: Path) -> None:
     assert any("1 photo(s) stand in both train and val" in n and "renamed.png" in n for n in notes)
 
 
+def test_a_photo_with_two_classes_is_reported(tmp_path: Path) -> None:
+    for split, start in (("train", 0), ("val", 50)):
+        for name in ("cat", "dog"):
+            add(tmp_path / split / name, 6, start)
+    copy = tmp_path / "train" / "dog" / "copy.png"
+    copy.write_bytes((tmp_path / "train" / "cat" / "p0.png").read_bytes())
+    (note,) = [n for n in read_splits(tmp_path).warnings if "several classes" in n]
+    assert "1 photo(s) of train" in note
+    assert "copy.png" in note
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    cat = tmp_path / "train" / "cat"
+    add(cat, 6)
+    add(tmp_path / "train" / "dog", 6, 50)
+    before = list_photos(tmp_path)
+    (cat / "up").symlink_to(tmp_path / "train")
+    (cat / "self").symlink_to(cat)
+    assert list_photos(tmp_path) == before
+    assert len(list_photos(cat)) == 6
+    (cat / "gone.png").symlink_to(tmp_path / "nothing")  # listed where photos are read
+    assert (
+        sum(
+            part.counts()["cat"]
+            for part in (read_splits(tmp_path).train, read_splits(tmp_path).val)
+        )
+        == 7
+    )
+
+
 def test_twins_within_a_split_are_no_leak(tmp_path: Path) -> None:
     add(tmp_path / "a", 1)
     copy = tmp_path / "a" / "copy.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,12 @@ def test_facts_of_a_damaged_line_are_none(tmp_path: Path) -> None:
     for text in ("{", "[1]", json.dumps("x")):
         (tmp_path / "a.json").write_text(text)
         assert kept_facts(tmp_path / "a.jpg") == {}
+
+
+def test_equal_photos_at_the_same_time_are_kept_once(tmp_path: Path) -> None:
+    inbox, answer = Inbox(tmp_path), {"is_unknown": True}
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(
+            pool.map(lambda _: inbox.keep_unknown(answer, lambda: noisy((9, 9, 9), 1)), range(16))
+        )
+    assert sum(kept) == len(list(tmp_path.glob("*.jpg"))) == 1

@@ -50,6 +50,8 @@ def test_float_tiff_is_taken_as_grey(tmp_path: Path) -> None:
     path = tmp_path / "float.tif"
     Image.fromarray(GRADIENT.astype(np.float32)).save(path)
     assert np.abs(rgb(open_photo(path))[..., 2] - GRADIENT).max() <= 1
+    Image.fromarray(GRADIENT.astype(np.float32) / 255).save(path)
+    assert np.abs(rgb(open_photo(path))[..., 2] - GRADIENT).max() <= 1
 
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
@@ -99,6 +101,24 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path: Path, size) -
     assert size[0] * size[1] > MAX_PIXELS
     with pytest.raises(DataError, match=r"bomb\.png.*100 megapixels"):
         open_photo(path)
+
+
+def tiled(path: Path, side: int, tile: int) -> None:
+    """A grey TIFF of one uncompressed tile."""
+    tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 277: 1, 322: tile, 323: tile}
+    tags |= {324: 8 + 2 + 12 * (len(tags) + 2) + 4, 325: tile * tile}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    path.write_bytes(header + bytes(min(tile * tile, 1000)))
+
+
+def test_a_tile_larger_than_its_photo_is_no_way_around_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.tif"
+    tiled(path, 16, 30_000)
+    with pytest.raises(DataError, match=r"tiles\.tif.*100 megapixels"):
+        open_photo(path)
+    tiled(path, 16, 16)
+    assert open_photo(path).size == (16, 16)
 
 
 def write_bad(folder: Path, kind: str) -> Path:

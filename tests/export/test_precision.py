@@ -28,7 +28,14 @@ from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_folder import save
 from knownot.runtime import OnnxClassifier, OnnxDetector
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
-from tests.helpers import COLOURS, colour_folder, tiny_detector, tiny_model
+from tests.helpers import (
+    COLOURS,
+    UNKNOWN_COLOUR,
+    colour_folder,
+    noisy,
+    tiny_detector,
+    tiny_model,
+)
 
 
 def files(root: Path, count: int, start: int = 0) -> list[Path]:
@@ -87,6 +94,36 @@ def test_the_backbone_alone_is_converted(
         # Each validation photo's p-value is its own rank: by the scores of this file, no other.
         ranks = sorted(answer.p_value for answer in exported.predict(photos, score="knn"))
         assert ranks == pytest.approx(np.arange(2, len(photos) + 2) / (len(photos) + 1))
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_model_that_reads_an_earlier_map_knows_the_unknown(
+    precision: PrecisionName, tmp_path: Path
+) -> None:
+    model = tiny_model(architecture="test_resnet", earlier=True)
+    photos, path = files(tmp_path / "val", 60, start=500), tmp_path / "small.onnx"
+    known = {"trained_on": files(tmp_path / "train", 10), "validated_on": photos}
+    metadata = export_model(model, path, precision=precision, photos=photos, **known)
+    assert metadata.parity["unknown_exported"] > 0
+    matrices, around = kinds_of(path)
+    kind = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
+    assert kind in matrices
+    assert around <= FULL
+    blue = [noisy(UNKNOWN_COLOUR, i) for i in range(10)]
+    assert all(answer.is_unknown for answer in model.predict(blue))
+    assert all(answer.is_unknown for answer in OnnxClassifier(path).predict(blue))
+
+
+def test_a_model_that_calls_nothing_unknown_any_more_is_refused(tmp_path: Path) -> None:
+    photos = files(tmp_path / "val", 15)
+    sound, deaf = tiny_model(), tiny_model()
+    deaf.calibrations = {
+        name: type(calibration)(calibration.scores + 1e6)
+        for name, calibration in deaf.calibrations.items()
+    }
+    export_model(deaf, tmp_path / "deaf.onnx")
+    with pytest.raises(ExportError, match=r"made-up photos.* calls 0 unknown"):
+        check_agreement(sound, OnnxClassifier(tmp_path / "deaf.onnx"), photos)
 
 
 def test_the_command_finds_the_photos_of_the_record(

@@ -13,7 +13,7 @@ from torch import nn
 
 from knownot.core.energy import energy
 from knownot.core.scores import max_softmax
-from knownot.errors import ConfigError, DataError, ModelFileError
+from knownot.errors import ConfigError, ModelFileError
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import load, save
@@ -128,13 +128,29 @@ def test_answers_do_not_depend_on_the_batch(model: UnknownAwareClassifier) -> No
 def test_grey_and_transparent_arrays(model: UnknownAwareClassifier) -> None:
     grey = np.full((40, 40), 128, np.uint8)
     rgba = np.full((40, 40, 4), 255, np.uint8)
-    assert len(model.predict([grey, rgba, torch.rand(1, 20, 20), Image.new("L", (9, 9))])) == 4
+    photos = [grey, rgba, torch.rand(1, 20, 20), Image.new("L", (9, 9)), grey[..., None]]
+    photos += [torch.rand(3, 50, 1), torch.full((3, 8, 8), 200)]
+    assert [answer.error for answer in model.predict(photos)] == [None] * 7
+    assert model.predict(grey)[0].scores == model.predict(grey[..., None])[0].scores
 
 
 @pytest.mark.parametrize(
     "photo",
-    [np.zeros((4, 4), float), np.zeros(4, np.uint8), torch.zeros(4, 4), 3, {"a": 1}],
-    ids=["float array", "vector", "matrix", "number", "dictionary"],
+    [
+        np.zeros((4, 4), float),
+        np.zeros(4, np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(4, 4),
+        torch.full((3, 8, 8), 200.0),
+        torch.randn(3, 8, 8),
+        torch.full((3, 8, 8), torch.nan),
+        torch.full((3, 8, 8), 300),
+        torch.ones(3, 8, 8, dtype=torch.bool),
+        3,
+        {"a": 1},
+    ],
 )
 def test_other_objects_are_refused_in_words(model: UnknownAwareClassifier, photo) -> None:
     answer = model.predict([photo])[0]
@@ -198,8 +214,12 @@ def test_mistakes_are_named(model: UnknownAwareClassifier) -> None:
         fresh.predict(photo)
     with pytest.raises(ConfigError, match="at least two"):
         UnknownAwareClassifier(tiny_backbone(), 8, ["a"])
-    with pytest.raises(DataError):
-        raise DataError
+    for names in (["a", "a"], ["a", "unknown"]):
+        with pytest.raises(ConfigError, match="expected different names"):
+            UnknownAwareClassifier(tiny_backbone(), 8, names)
+    for labels in ([1, 2], [-1, 0]):
+        with pytest.raises(ValueError, match="labels: expected classes from 0 to 1"):
+            fresh.fit_scores(torch.randn(2, 8), torch.tensor(labels))
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,20 @@ def test_the_command_finds_boxes_without_torch(
     expected = list(model.predict_iter(photos[:2], box_threshold=0.0))
     assert len(rows) == sum(len(answer.boxes) for answer in expected) > 0
     assert sorted(file.name for file in seen.iterdir()) == ["a.jpg", "b.jpg"]
+
+
+def test_thin_photos_are_answered_or_refused_by_name(
+    exported_detector: Pair, tmp_path: Path
+) -> None:
+    model, path = exported_detector
+    files = []
+    for size in ((1, 100), (1, 2500), (1334, 1), (40, 40)):
+        files.append(tmp_path / f"{size[0]}-{size[1]}.png")
+        Image.new("RGB", size, "red").save(files[-1])
+    for detector in (model, OnnxDetector(path)):
+        errors = [answer.error for answer in detector.predict(files)]
+        assert errors[0] is errors[3] is None
+        assert all(
+            f"{file}: " in error for file, error in zip(files[1:3], errors[1:3], strict=True)
+        )
+        assert all("too thin" in error for error in errors[1:3])

@@ -192,6 +192,15 @@ def test_errors_name_the_remedy(
     assert "is set but empty" in knownot_command("serve", exported_file).err
 
 
+def test_modules_of_the_current_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a stranger was run')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="is no model folder"):
+        load_model(tmp_path)
+
+
 def test_a_folder_that_is_no_model_says_so_from_the_other_process(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"^{tmp_path}: is no model folder"):
         load_model(tmp_path)
@@ -216,6 +225,9 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert api_key() == "secret"
     monkeypatch.setenv("KNOWNOT_API_KEY", "")
     with pytest.raises(ConfigError, match="unset it"):
+        api_key()
+    monkeypatch.setenv("KNOWNOT_API_KEY", "secret\r")
+    with pytest.raises(ConfigError, match="white space"):
         api_key()
 
 

@@ -262,6 +262,58 @@ def test_headers_that_do_not_come_end_the_connection(server: Running, sent: byte
             assert connection.recv(100) == b""
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n",
+    ],
+)
+def test_headers_and_trailers_without_end_end_the_connection(server: Running, begun: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(begun)
+        with pytest.raises(ConnectionError):
+            connection.sendall((b"X-Long: " + b"a" * 1000 + b"\r\n") * 2**14)
+    assert server.http.get("/healthz").status_code == 200
+
+
+def test_a_body_in_small_chunks_is_taken(server: Running) -> None:
+    photo = encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8))
+    )
+    chunks = (photo[at : at + 100] for at in range(0, len(photo), 100))
+    answer = server.http.post("/predict", content=chunks, headers={"content-type": "image/png"})
+    assert len(photo) > 80_000
+    assert answer.status_code == 200
+
+
+def test_a_client_that_does_not_read_loses_its_connection(exported_file: Path) -> None:
+    with running(exported_file, replace(LIMITS, seconds=0.5)) as server, connect(server) as lazy:
+        lazy.setblocking(False)
+        asked, ended = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50, False
+        deadline = time.monotonic() + 60
+        while not ended and time.monotonic() < deadline:
+            try:
+                lazy.send(asked)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except ConnectionError:
+                ended = True
+        assert ended
+
+
+def test_a_limit_below_the_first_photo_of_its_own_starts(exported_file: Path) -> None:
+    with running(exported_file, replace(LIMITS, photo_pixels=10_000)) as server:
+        assert server.predict(encoded(Image.new("RGB", (99, 99)))).status_code == 200
+        assert server.predict(encoded(Image.new("RGB", (101, 101)))).status_code == 413
+
+
+def test_addresses_lead_nowhere_else(server: Running) -> None:
+    answer = server.http.post("/predict/", content=RED, headers={"host": "evil.example"})
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+
+
 def test_what_is_not_http_ends_the_connection(server: Running) -> None:
     for sent in (b"\x16\x03\x01\x02\0\x01\0", b"GET /\0 HTTP/1.1\r\n\r\n", b"A" * 70_000):
         with connect(server) as connection:

@@ -179,6 +179,21 @@ def test_errors_are_sentences_in_the_language(opened: Opened) -> None:
     assert not problem.is_visible()
 
 
+def test_what_goes_wrong_with_one_photo_stays_to_be_read(opened: Opened) -> None:
+    page = opened()
+    problem = page.locator("#problem")
+    drop(page, ("torn.png", RED[: len(RED) // 2]), ("red.png", RED))
+    expect(page.locator("#label")).to_have_text("red")
+    expect(problem).to_contain_text("torn.png: ")
+    page.route("**/predict", lambda route: route.fulfill(body="<p>Please log in</p>"))
+    drop(page, ("portal.png", RED))
+    expect(problem).to_contain_text("cannot be reached")
+    page.unroute("**/predict")
+    drop(page, ("red.png", RED))
+    assert label(page) == "red"
+    assert not problem.is_visible()
+
+
 def test_a_full_service_and_a_slow_one(opened: Opened, site: Running) -> None:
     page = opened()
     with site.service.load.accepted(LIMITS.queue):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -33,6 +35,9 @@ class Format(StrEnum):
     coco = "coco"
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class Writer(Protocol):
     """Takes answers one after another."""
 
@@ -51,7 +56,7 @@ class Lines:
 
     def write(self, answer: Answer) -> None:
         """Write one line; at once, for a program that reads along."""
-        self.file.write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
+        self.file.write(_line(answer.to_dict()) + "\n")
         self.file.flush()
 
     def end(self) -> None:
@@ -128,7 +133,13 @@ class CocoList:
         """Close the list and write the ids."""
         self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
         if self.companion is not None:
-            json.dump(self.ids.annotations(self.images), self.companion, ensure_ascii=False)
+            self.companion.write(_line(self.ids.annotations(self.images)))
+
+
+def _line(data: Any) -> str:
+    """JSON; names of files that are no text are written with escapes, which JSON reads back."""
+    text = json.dumps(data, ensure_ascii=False)
+    return json.dumps(data) if _SURROGATE.search(text) else text
 
 
 class Screen:
@@ -209,12 +220,21 @@ def output_file(path: Path | None) -> Iterator[TextIO]:
         DataError: If the file cannot be written.
     """
     if path is None:
+        if isinstance(sys.stdout, TextIOWrapper):  # names of files that are no text go through
+            sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
+        return
+    path = path.resolve() if path.is_symlink() else path  # what a link leads to is replaced
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and not path.is_file():  # a device or a pipe stays what it is
+        with _opened(path) as file:
+            yield file
         return
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with _opened(temporary) as file:
             yield file
         temporary.replace(path)
     except OSError as error:
@@ -222,3 +242,8 @@ def output_file(path: Path | None) -> Iterator[TextIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _opened(path: Path) -> TextIO:
+    # Names of files may be no text: they go through as they are.
+    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")

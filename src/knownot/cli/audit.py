@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+from knownot.cli.console import (
+    check_report_folder,
+    percent,
+    photo_progress,
+    print_json,
+    stderr,
+    stdout,
+)
 from knownot.cli.options import Alpha, Device, MoreOod, NoSeed, Score
 from knownot.errors import ConfigError
 
@@ -52,6 +59,7 @@ def audit(
     from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.model_folder import load
 
+    check_report_folder(output)
     loaded = load(model, device=device)
     if not isinstance(loaded, UnknownAwareClassifier):
         raise ConfigError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knownot.errors import DataError
 from knownot.plain_json import to_json
 
 if TYPE_CHECKING:
@@ -25,6 +27,19 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def plain(text: object) -> str:
+    """A name, or what holds one, as it is: brackets in it are no markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def check_report_folder(output: Path | None) -> None:
+    """Raise `DataError` now, not after the measurement, if a report cannot lie there."""
+    if output is not None and output.exists() and not output.is_dir():
+        raise DataError(f"{output}: is a file; give the name of a folder")
 
 
 def print_json(data: Any) -> None:

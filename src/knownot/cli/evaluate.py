@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+from knownot.cli.console import (
+    check_report_folder,
+    percent,
+    photo_progress,
+    print_json,
+    stderr,
+    stdout,
+)
 from knownot.cli.options import Alpha, Device, MoreOod, NoSeed, Score
 from knownot.errors import ConfigError
 
@@ -63,6 +70,7 @@ def evaluate(
     from knownot.models.detector import UnknownAwareDetector
     from knownot.models.model_folder import load
 
+    check_report_folder(output)
     folders = [*(ood or []), *(more_ood or [])]
     loaded = load(model, device=device)
     report: Report | DetectionReport

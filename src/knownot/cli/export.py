@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knownot.cli.console import photo_progress, print_json, stdout
+from knownot.cli.console import photo_progress, plain, print_json, stdout
 from knownot.cli.options import NoSeed
 
 # Of the photos of validation. In reduced precision: the standard error of a share of 95 % is then one
@@ -129,10 +129,10 @@ def export(
         print_json(facts)
         return
     parity = metadata.parity
-    stdout().print(f"[bold]{output}[/], {facts['mebibytes']} MiB, {precision.value}")
+    stdout().print(f"[bold]{plain(output)}[/], {facts['mebibytes']} MiB, {precision.value}")
     stdout().print((_same if precision is Precision.float32 else _alike)(metadata.task, parity))
     if form is Format.onnx:
-        stdout().print(f"next: knownot predict {output} new-photos/")
+        stdout().print(f"next: knownot predict {plain(output)} new-photos/")
 
 
 def _same(task: str, parity: dict[str, Any]) -> str:

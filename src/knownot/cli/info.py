@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knownot.cli.console import print_json, stdout
+from knownot.cli.console import plain, print_json, stdout
 from knownot.cli.options import NoSeed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def info(
     table = Table(show_header=False)
     for key, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        table.add_row(key, shown)
+        table.add_row(key, plain(shown))
     stdout().print(table)
 
 

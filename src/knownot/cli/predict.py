@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.answers import Cells, CocoList, Format, Lines, Screen, Writer, output_file
-from knownot.cli.console import photo_progress, stderr
+from knownot.cli.console import photo_progress, plain, stderr
 from knownot.cli.options import Alpha, Device, KeepMib, KeepMost, NoSeed, Score
 from knownot.cli.photo_arguments import expand, is_video
 from knownot.errors import ConfigError, DataError
@@ -127,7 +127,7 @@ def predict(
                 failed.append(answer.error)
         writer.end()
     for error in failed[:5]:
-        stderr().print(f"[yellow]skipped[/] {error}", soft_wrap=True)
+        stderr().print(f"[yellow]skipped[/] {plain(error)}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -205,12 +205,12 @@ def _coco_ids(paths: list[Path], annotations: Path | None, model: Model) -> Coco
         shown = ", ".join(str(path) for path in ids.left_out[:3])
         more = ", ..." if len(ids.left_out) > 3 else ""
         stderr().print(
-            f"[yellow]left out[/] {len(ids.left_out)} photos that {annotations} does not have: "
-            f"{shown}{more}",
+            f"[yellow]left out[/] {len(ids.left_out)} photos that {plain(annotations)} does not have: "
+            f"{plain(shown)}{more}",
             soft_wrap=True,
         )
     for note in ids.notes:
-        stderr().print(f"[yellow]note[/] {note}", soft_wrap=True)
+        stderr().print(f"[yellow]note[/] {plain(note)}", soft_wrap=True)
     return ids
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from knownot.cli.console import photo_progress, print_json, stderr, stdout
 from knownot.cli.options import Alpha, NoSeed
+from knownot.errors import ConfigError
 
 if TYPE_CHECKING:
     from knownot.scale.score import ScoreSummary
@@ -62,6 +65,7 @@ def score(
     from knownot.scale.sources import list_photos
 
     require_ray()
+    _refuse_detector(model)
     listed = [photo for source in photos for photo in list_photos(source)]
     try:
         with photo_progress(json_output) as begin:
@@ -101,3 +105,11 @@ def _print(summary: ScoreSummary, as_json: bool) -> None:
             f"[yellow]not readable[/] {summary.errors:,} photos; the column error tells why",
             soft_wrap=True,
         )
+
+
+def _refuse_detector(model: Path) -> None:
+    from knownot.models.hub import CONFIG
+
+    with suppress(OSError, ValueError, AttributeError):  # what is wrong there is told later
+        if json.loads((model / CONFIG).read_text()).get("task") == "detect":
+            raise ConfigError(f"{model}: is a detector, and whole photos are scored")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def serve(
     """
     from importlib.util import find_spec
 
-    from knownot.errors import MissingExtraError
+    from knownot.errors import ConfigError, MissingExtraError
 
     for module, package in _NEEDS.items():
         if find_spec(module) is None:
@@ -84,6 +85,12 @@ def serve(
     from knownot.serve.server import serve as run
     from knownot.serve.service import Batching
 
+    if not math.isfinite(max_pixels * timeout):
+        raise ConfigError("--max-pixels, --timeout: expected finite numbers")
+    if not root_path.isascii():
+        raise ConfigError(
+            f"--root-path: expected ASCII, got {root_path!r}; write it percent-encoded"
+        )
     inbox = None if keep_unknown is None else Inbox(keep_unknown, keep_most, keep_mib * 2**20)
     run(
         model,

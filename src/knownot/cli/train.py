@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knownot.cli.console import percent, photo_progress, print_json, stderr, stdout
+from knownot.cli.console import percent, photo_progress, plain, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from knownot.training.config import Config
@@ -238,7 +238,7 @@ def _train(config: Config, json_output: bool) -> None:
         print_json({"model": str(result.folder), **result.metrics})
         return
     for reason in list(result.skipped.values())[:5]:
-        note.print(f"[yellow]skipped[/] {reason}", markup=True, soft_wrap=True)
+        note.print(f"[yellow]skipped[/] {plain(reason)}", soft_wrap=True)
     if len(result.skipped) > 5:
         note.print(
             f"[yellow]skipped[/] {len(result.skipped)} photos in all, see training/skipped.json"
@@ -271,19 +271,19 @@ class _Printer:
         shown = plan.classes if len(plan.classes) <= 20 else plan.classes[:20]
         for row in shown:
             cells = ("name", "train", "val", "ready_step", "window_full_step")
-            table.add_row(*(str(row[cell]) for cell in cells))
+            table.add_row(*(plain(row[cell]) for cell in cells))
         note = stderr()
         note.print(table)
         if len(shown) < len(plan.classes):
             note.print(f"… and {len(plan.classes) - len(shown)} more classes")
         note.print(
-            f"{plan.summary} = {plan.steps} steps on {plan.device}; VOS from step "
+            f"{plain(plan.summary)} = {plan.steps} steps on {plan.device}; VOS from step "
             f"{plan.start_step}, features of width {plan.feature_dim}, radius ratio "
             f"{plan.radius_ratio:.2f}, windows {plan.window_mib:.1f} MiB",
             soft_wrap=True,
         )
         for text in plan.notes:
-            note.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+            note.print(f"[yellow]note:[/] {plain(text)}", soft_wrap=True)
 
     def callbacks(self, steps: str = "training steps") -> list[Any]:
         """A progress bar for the epochs."""
@@ -299,7 +299,7 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
     from rich.table import Table
 
     detector = metrics["task"] == "detect"
-    table = Table(title=f"Model {folder}", title_justify="left", show_header=False)
+    table = Table(title=f"Model {plain(folder)}", title_justify="left", show_header=False)
     if detector:
         table.add_row("mAP on validation photos", percent(metrics["val_map"]))
         table.add_row("mAP at IoU 0.5", percent(metrics["val_map_50"]))
@@ -327,7 +327,7 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
             f"{math.floor(1 / metrics['alpha'])} known objects found on validation photos, here are "
             f"{metrics['calibration_boxes']}; add photos, train longer, or raise --alpha"
         )
-    stderr().print(f"next: [bold]knownot predict {folder} new-photos/[/]")
+    stderr().print(f"next: [bold]knownot predict {plain(folder)} new-photos/[/]")
 
 
 def _before_and_after(metrics: dict[str, Any]) -> str:

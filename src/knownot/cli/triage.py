@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knownot.cli.console import photo_progress, print_json, stderr, stdout
+from knownot.cli.console import photo_progress, plain, print_json, stderr, stdout
 from knownot.cli.options import NoSeed
 from knownot.errors import ConfigError
 
@@ -69,7 +69,7 @@ def _group(folder: Path, model: Path | None, device: str, min_size: int, json_ou
     with photo_progress(json_output) as begin:
         found = run(folder, loaded, min_size=min_size, progress=begin("photos", total))
     for reason in list(found.skipped.values())[:5]:
-        stderr().print(f"[yellow]skipped[/] {reason}", soft_wrap=True)
+        stderr().print(f"[yellow]skipped[/] {plain(reason)}", soft_wrap=True)
     if json_output:
         groups = [
             {"number": c.number, "photos": [str(p) for p in c.photos], "nearest_class": c.nearest}

@@ -33,18 +33,31 @@ def to_pil(photo: Any) -> Image.Image:
         if photo.ndim != 3 or photo.shape[0] not in (1, 3):
             raise DataError(f"tensor: expected shape (3, H, W), got {tuple(photo.shape)}")
         pixels = photo.detach().cpu()
-        if pixels.is_floating_point():
+        if pixels.numel() == 0:
+            raise DataError(f"tensor: has no pixel, shape {tuple(pixels.shape)}")
+        low, high = float(pixels.min()), float(pixels.max())
+        fractions = pixels.is_floating_point()
+        # A resize with a cubic filter leaves the range by a little.
+        least, most = (-0.1, 1.1) if fractions else (0, 255)
+        if not least <= low <= high <= most or str(pixels.dtype) == "torch.bool":
+            raise DataError(
+                "tensor: expected fractions from 0 to 1 or integers from 0 to 255, before any "
+                f"normalisation, got {pixels.dtype} from {low:g} to {high:g}"
+            )
+        if fractions:
             pixels = (pixels.clamp(0, 1) * 255).round()
-        elif pixels.numel() and not 0 <= pixels.min() <= pixels.max() <= 255:
-            raise DataError("tensor: expected integers from 0 to 255, or fractions from 0 to 1")
         pixels = pixels.byte().permute(1, 2, 0)
         photo = (pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).numpy()
     if isinstance(photo, np.ndarray):
-        if photo.dtype != np.uint8 or photo.ndim not in (2, 3):
+        channels = photo.shape[2:] or (1,)
+        wrong = photo.ndim not in (2, 3) or channels not in ((1,), (3,), (4,))
+        if wrong or photo.dtype != np.uint8 or photo.size == 0:
             raise DataError(
-                f"array: expected uint8 of shape (H, W) or (H, W, 3), got {photo.dtype} "
+                f"array: expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {photo.dtype} "
                 f"{photo.shape}"
             )
+        if channels == (1,):
+            photo = photo.reshape(photo.shape[:2])
         return to_rgb(Image.fromarray(photo))
     raise DataError(
         f"photo: expected a path, Pillow image, array or tensor, got {type(photo).__name__}"

@@ -41,6 +41,10 @@ class PhotoSet:
         """Number of photos of each class."""
         return {name: self.labels.count(index) for index, name in enumerate(self.classes)}
 
+    def paths_of(self, label: int) -> list[Path]:
+        """The photos of a class."""
+        return [path for path, own in zip(self.paths, self.labels, strict=True) if own == label]
+
     def subset(self, indices: Iterable[int]) -> PhotoSet:
         """The photos at `indices`."""
         chosen = list(indices)
@@ -173,11 +177,19 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
     if twins:
         shown = "; ".join(" = ".join(str(p) for p in same) for same in twins[:3])
         notes.append(f"{len(twins)} photo(s) stand in both train and val, for example {shown}")
+    for split, photos in (("train", train), ("val", val)):
+        by_class = {name: photos.paths_of(index) for index, name in enumerate(photos.classes)}
+        twice = shared_photos(by_class)
+        if twice:
+            shown = "; ".join(" = ".join(str(p) for p in same) for same in twice[:3])
+            notes.append(
+                f"{len(twice)} photo(s) of {split} have several classes, for example {shown}"
+            )
     return Splits(train, val, notes)
 
 
 def shared_photos(splits: dict[str, list[Path]]) -> list[tuple[Path, ...]]:
-    """Photos whose bytes stand in more than one split, as tuples of their paths."""
+    """Photos whose bytes stand in more than one split, or class, as tuples of their paths."""
     by_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     for split, paths in splits.items():
         for path in paths:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image
 
 from knownot.data.kept_files import remove_torn, write_whole
 from knownot.data.photo import small_jpeg
-from knownot.errors import ConfigError
+from knownot.errors import ConfigError, DataError
 
 _SIDE, _QUALITY = 1600, 92
 _MARGIN = 0.1  # of a box's side: what is around an object helps to tell what it is
@@ -55,6 +56,7 @@ class Inbox:
         self.folder = folder
         self._most = most
         self._most_bytes = most_bytes
+        self._alone = Lock()
 
     def keep_unknown(self, answer: Mapping[str, Any], image: Callable[[], Image.Image]) -> int:
         """Keep what an answer calls unknown: the photo, or each such box of a detector.
@@ -75,9 +77,10 @@ class Inbox:
         if not unknown:
             return 0
         photo = image()
-        kept = sum(self._keep(_cut(photo, part.get("box")), part) for part in unknown)
-        if kept:
-            self._make_room()
+        with self._alone:  # of equal photos at the same time one is kept
+            kept = sum(self._keep(_cut(photo, part.get("box")), part) for part in unknown)
+            if kept:
+                self._make_room()
         return kept
 
     def _keep(self, image: Image.Image, facts: Mapping[str, Any]) -> bool:
@@ -103,7 +106,11 @@ class Inbox:
             if count <= self._most and total <= self._most_bytes:
                 return
             for suffix in (".jpg", ".json"):
-                (self.folder / f"{stem}{suffix}").unlink(missing_ok=True)
+                path = self.folder / f"{stem}{suffix}"
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise DataError(f"{path}: cannot be removed ({error.strerror})") from None
             count, total = count - 1, total - sizes[stem]
 
 

@@ -12,8 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from knownot.errors import DataError, PhotoFormatError, PhotoSizeError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .ppm".split()  # noqa: SIM905
+)
 MAX_PIXELS = 100_000_000
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def open_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
@@ -70,6 +73,13 @@ def decode_photo(
                         f"{name}: {width} x {height} pixels is more than the limit of "
                         f"{max_pixels / 1e6:g} megapixels; scale the photo down"
                     )
+                # Tiles are decoded whole, however small the photo is.
+                tiles = getattr(image, "tag_v2", {})
+                if tiles.get(_TILE_WIDTH, 1) * tiles.get(_TILE_LENGTH, 1) > max_pixels:
+                    raise PhotoSizeError(
+                        f"{name}: tiles of more than the limit of {max_pixels / 1e6:g} megapixels; "
+                        "save it anew"
+                    )
                 if at_least is not None and min(width, height) > at_least:
                     scale = at_least / min(width, height)
                     image.draft("RGB", (round(width * scale), round(height * scale)))
@@ -98,10 +108,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which turns 16-bit photos white.
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode != "F" or values.max(initial=0) > 255:
-            values = values / 257
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        scale, largest = 257.0, values.max(initial=0)
+        if image.mode == "F" and largest <= 255:
+            scale = 1.0 if largest > 1 else 1 / 255  # fractions
+        grey = np.empty(values.shape, np.uint8)
+        for row, scaled in zip(
+            values, grey, strict=True
+        ):  # in float64 a photo is eight times as large
+            scaled[:] = (row / np.float64(scale)).clip(0, 255).round()
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

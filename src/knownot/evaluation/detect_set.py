@@ -40,6 +40,7 @@ def detect_photos(
     for index, path in enumerate(paths):
         try:
             image = open_photo(path)
+            model.regions.refuse_size(image.size, str(path))
         except DataError as error:
             skipped[path] = str(error)
         else:

@@ -105,17 +105,30 @@ def check_agreement(
 
     Raises:
         DataError: If fewer than 20 photos can be read, or a detector finds no box in any.
-        ExportError: If fewer than `LEAST_SAME` get the same label, or a score is no number.
+        ExportError: If fewer than `LEAST_SAME` get the same label, a score is no number, or a
+            classifier hardly calls any of the strange photos unknown that the model does.
     """
     precision = exported.metadata.precision
+    strange = 0
+    unknown = 0
     for name, image in generated_photos(exported.metadata.image_size):
-        for answer in _rows(exported.predict([image])[0]):
+        found = exported.predict([image])[0]
+        if isinstance(found, Prediction):
+            expected: Any = model.predict([image])[0]
+            strange += expected.is_unknown
+            unknown += expected.is_unknown and found.is_unknown
+        for answer in _rows(found):
             for score, value in answer.scores.items():
                 if not math.isfinite(value):
                     raise ExportError(
                         f"{precision}: the score {score} of {name} is {value}, so the file was not "
                         "kept; export in float32"
                     )
+    if unknown < strange / 2:
+        raise ExportError(
+            f"{precision}: of {strange} made-up photos that the model calls unknown the exported one "
+            f"calls {unknown} unknown, so the file was not kept; export in float32"
+        )
     agreement = Agreement()
     for start in range(0, len(photos), _CHUNK):
         chunk = photos[start : start + _CHUNK]

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torchvision.ops import FrozenBatchNorm2d
 
+from knownot.errors import ExportError
+
 PrecisionName = Literal["float32", "float16", "int8"]
-# Where the graphs of classifiers and of detectors have it.
-_BACKBONE = re.compile(r"'(detect\.)?model\.backbone'")
+# Where the graphs of classifiers and of detectors have it, or a part of it that is called by itself.
+_BACKBONE = re.compile(r"'(detect\.)?model\.backbone['.]")
 # Pooling is left out: the features that distances are measured on are means in float32.
 _IN_INT8 = ("Add", "Clip", "Conv", "Gemm", "MatMul", "MaxPool", "Relu")
 
@@ -37,7 +39,7 @@ class _HalfBackbone(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         _thaw(backbone)
-        self.backbone = backbone.half()
+        self.backbone: Any = backbone.half()
         for module in backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.float()
@@ -45,6 +47,15 @@ class _HalfBackbone(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """What the backbone gives for images (N, 3, H, W)."""
         return tree_map(Tensor.float, self.backbone(images.half()))
+
+    def forward_intermediates(self, images: Tensor, **how: Any) -> Any:
+        """The last map of a timm backbone, and those asked for."""
+        return tree_map(Tensor.float, self.backbone.forward_intermediates(images.half(), **how))
+
+    def forward_head(self, last: Tensor) -> Tensor:
+        """The features that a timm backbone makes of its last map."""
+        features: Tensor = self.backbone.forward_head(last.half())
+        return features.float()
 
 
 def _thaw(module: nn.Module) -> None:
@@ -71,6 +82,8 @@ def in_int8(model: bytes, inputs: Iterable[dict[str, Any]]) -> bytes:
 
     graph = onnx.load_model_from_string(model)
     nodes = sorted(node.name for node in graph.graph.node if _is_backbone(node))
+    if not nodes:  # none would mean all, scores included
+        raise ExportError("int8: the backbone was not found in the graph; export in float32")
 
     class Inputs(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -167,8 +167,13 @@ class UnknownAwareClassifier(UnknownAwareModel):
         """Fit the feature scores to training features (N, S) of `scored_features`, labels (N,).
 
         Raises:
-            ValueError: If the features are of another width.
+            ValueError: If the features are of another width, or a label is no class.
         """
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+            raise ValueError(
+                f"labels: expected classes from 0 to {len(self.classes) - 1}, got {int(labels.min())} "
+                f"to {int(labels.max())}"
+            )
         if features.shape[1] != self.scored_dim:
             raise ValueError(
                 f"features: expected {self.scored_dim} columns, as scored_features() gives them, "
@@ -241,10 +246,8 @@ class UnknownAwareClassifier(UnknownAwareModel):
             batch_size: Photos sent through the model together.
 
         Returns:
-            One `Prediction` for each photo, in order. A photo that cannot be read has `error` set.
-
-        Raises:
-            DataError: If an object is none of the above kinds.
+            One `Prediction` for each photo, in order. What cannot be read, or is none of the above
+            kinds, has `error` set.
         """
         photos = as_list(photos)
         return list(self.predict_iter(photos, alpha=alpha, score=score, batch_size=batch_size))

@@ -224,10 +224,10 @@ class UnknownAwareDetector(UnknownAwareModel):
             proposals: Also show, as unknown, objects that no known class claims.
 
         Returns:
-            One answer for each photo, in order. A photo that cannot be read has `error` set.
+            One answer for each photo, in order. What cannot be read, or is none of the above kinds,
+            has `error` set.
 
         Raises:
-            DataError: If an object is none of the above kinds.
             ConfigError: If a setting is wrong, or proposals were not calibrated.
         """
         answers = self.predict_iter(as_list(photos), alpha=alpha, score=score, proposals=proposals)
@@ -251,9 +251,8 @@ class UnknownAwareDetector(UnknownAwareModel):
             path = str(photo) if isinstance(photo, (str, Path)) else None
             try:
                 image = open_photo(photo) if path is not None else to_pil(photo)
+                self.regions.refuse_size(image.size, path or "photo")
             except DataError as error:
-                if path is None:
-                    raise
                 yield DetectionPrediction([], 0, 0, path, str(error))
                 continue
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(self.device)

@@ -50,6 +50,9 @@ class RegionModel(nn.Module):
     architecture: str
     image_size: int
 
+    def refuse_size(self, size: tuple[int, int], name: str) -> None:
+        """Raise `DataError`, with the name, if a photo of that size in pixels cannot be looked at."""
+
     def class_head(self, features: Tensor) -> Tensor:
         """The last layer: penultimate features (M, D) to class logits (M, C)."""
         raise NotImplementedError  # abstract

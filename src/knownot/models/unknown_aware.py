@@ -20,6 +20,7 @@ from knownot.core.scores import FeatureScores, max_softmax
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
 from knownot.errors import ConfigError, ModelFileError
 from knownot.models.hub import HubMethods
+from knownot.models.prediction import UNKNOWN
 
 COMBINED = "combined"
 ScoreName = Literal["energy", "vos", "msp", "mahalanobis", "knn", "combined"]
@@ -70,6 +71,10 @@ class UnknownAwareModel(HubMethods, nn.Module):
     def __init__(self, classes: Sequence[str], alpha: float) -> None:
         super().__init__()
         self.classes = [_plain_name(name) for name in classes]
+        if len(set(self.classes)) < len(self.classes) or UNKNOWN in self.classes:
+            raise ConfigError(
+                f"classes: expected different names, none of them {UNKNOWN!r}, got {self.classes}"
+            )
         self.alpha = alpha
         self.classwise = False
         self.default_score = COMBINED
@@ -223,7 +228,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
         Raises:
             ConfigError: If it is outside (0, 1).
         """
-        alpha = self.alpha if alpha is None else alpha
+        alpha = self.alpha if alpha is None else float(alpha)
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
         return alpha

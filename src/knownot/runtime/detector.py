@@ -14,6 +14,7 @@ from PIL import Image
 from knownot.data.given_photos import as_list, to_pil
 from knownot.data.photo import open_photo
 from knownot.data.spread import Workers, threads_for
+from knownot.data.thin import refuse_thin
 from knownot.errors import ConfigError
 from knownot.models.answers import answers_in_order
 from knownot.models.prediction import UNKNOWN, Detection, DetectionPrediction
@@ -102,7 +103,12 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
             )
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """The pixels (H, W, 3), uint8, of an RGB photo; the graph resizes them."""
+        """The pixels (H, W, 3), uint8, of an RGB photo; the graph resizes them.
+
+        Raises:
+            DataError: If it is so thin that nothing would be left of its shorter side.
+        """
+        refuse_thin(image.size, self.metadata.image_size, "photo")
         return np.asarray(image)
 
     def answer_prepared(
@@ -122,7 +128,11 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
         return [self._answer(pixels, settings) for pixels in photos]
 
     def _pixels(self, photo: Any) -> Pixels:
-        return self.prepare(open_photo(photo) if isinstance(photo, (str, Path)) else to_pil(photo))
+        if not isinstance(photo, (str, Path)):
+            return self.prepare(to_pil(photo))
+        image = open_photo(photo)
+        refuse_thin(image.size, self.metadata.image_size, str(photo))
+        return self.prepare(image)
 
     def _box_settings(
         self, alpha: float | None, score: str | None, box_threshold: float | None

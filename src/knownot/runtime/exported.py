@@ -58,7 +58,7 @@ class ExportedModel(Generic[Metadata]):
         return self.metadata.default_score
 
     def _settings(self, alpha: float | None, score: str | None) -> dict[str, NDArray[Any]]:
-        alpha = self.alpha if alpha is None else alpha
+        alpha = self.alpha if alpha is None else float(alpha)
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
         score = score or self.default_score

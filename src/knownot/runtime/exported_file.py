@@ -38,7 +38,9 @@ def exported_file(
     with tempfile.TemporaryDirectory(prefix="knownot-") as scratch:
         file = Path(scratch, "model.onnx")
         # In a process of its own: this one never loads torch, which takes more memory than the rest.
-        command = [sys.executable, "-m", "knownot", "export", str(model), "-o", str(file), "--json"]
+        # -P: with -m Python would take modules of the current folder, photos' or anyone's, first.
+        command = [sys.executable, "-P", "-m", "knownot", "export", str(model)]
+        command += ["-o", str(file), "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = done.stderr.strip().removeprefix("error: ")

@@ -96,6 +96,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy they would lead to plain HTTP
     )
     app.state.service = service
     app.add_middleware(Exchange, observe=service.metrics.request)

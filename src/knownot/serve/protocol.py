@@ -1,7 +1,8 @@
-"""HTTP as uvicorn speaks it, with a time limit for a request's headers.
+"""HTTP as uvicorn speaks it, with limits for a request's headers and for clients that do not read.
 
-uvicorn limits the pauses between requests. A client that sends a header byte by byte, or nothing at
-all after connecting, would keep its connection for ever.
+uvicorn limits the pauses between requests. A client that sends a header byte by byte, nothing at all
+after connecting, or reads none of its answers would keep its connection for ever; one that sends
+headers without end would fill the memory.
 """
 
 from __future__ import annotations
@@ -11,12 +12,22 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# Of a request without its body: its line, headers and trailers, and what frames the chunks of a body
+# (an eighth of it, which is chunks of fifty bytes).
+_HEAD, _FRAMES = 64 * 1024, 8
+
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose next request has not come whole by `header_seconds`."""
+    """Closes a connection whose next request has not come whole by `header_seconds`.
+
+    Or has more than 64 KiB of headers, or does not take in an answer for `reading_seconds`.
+    """
 
     header_seconds: ClassVar[float] = 10.0
+    reading_seconds: ClassVar[float] = 30.0
     _patience: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
+    _head = _body = 0
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -25,19 +36,49 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes; those after a request begin the next, or are a body that nobody reads."""
+        self._head += len(data)
         super().data_received(data)
+        if self._head > _HEAD + self._body // _FRAMES and not self.transport.is_closing():
+            self.transport.abort()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._patience is None:
             self._wait()
 
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._head = self._body = 0
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        """Part of a request's body, which the service limits itself."""
+        self._head -= len(body)
+        self._body += len(body)
+        super().on_body(body)
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.reading_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does."""
+        self._read_on()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Forget the timers."""
         self._stop()
+        self._read_on()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
         self._patience = self.loop.call_later(self.header_seconds, self._close)
+
+    def _read_on(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _stop(self) -> None:
         if self._patience is not None:

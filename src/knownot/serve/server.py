@@ -89,9 +89,10 @@ def serve(
 
 def make_server(app: FastAPI, limits: Limits, root_path: str = "") -> uvicorn.Server:
     """uvicorn around the application, with the limits that are its own."""
+    patience = {"header_seconds": limits.header_seconds, "reading_seconds": limits.seconds}
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (ImpatientProtocol,), {"header_seconds": limits.header_seconds}),
+        http=type("Protocol", (ImpatientProtocol,), patience),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -116,6 +117,8 @@ def api_key() -> str | None:
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and not key.strip():
         raise ConfigError(f"{KEY_VARIABLE}: is set but empty; give it a value or unset it")
+    if key is not None and key != key.strip():  # HTTP takes it off what clients send
+        raise ConfigError(f"{KEY_VARIABLE}: has white space around it, perhaps a line's end")
     return key
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -89,7 +90,8 @@ class Service:
         worker = asyncio.create_task(self._batcher.work())
         try:
             grey = io.BytesIO()
-            Image.new("RGB", (640, 480), "grey").save(grey, "PNG")
+            side = min(500, math.isqrt(self.limits.photo_pixels))
+            Image.new("RGB", (side, side), "grey").save(grey, "PNG")
             await self._batcher.answer(Upload("grey", grey.getvalue()), self.model.defaults)
             yield
         finally:
@@ -153,10 +155,11 @@ class Service:
         for place, upload in enumerate(uploads):
             try:
                 image = decode(upload, self.model.least_side, self.limits.photo_pixels)
+                photos.append(self.model.prepare(image))
             except RefusedError as refusal:
                 refusals[place] = refusal
-            else:
-                photos.append(self.model.prepare(image))
+            except DataError as error:
+                refusals[place] = RefusedError(422, "unreadable_photo", str(error))
         answers = iter(self.model.answer(photos, settings) if photos else ())
         return [refusals.get(place) or next(answers) for place in range(len(uploads))]
 

@@ -105,7 +105,7 @@ class RunFolder:
         if changed:
             raise ConfigError(
                 f"resume: settings differ from the interrupted run: {', '.join(changed)}; use the "
-                "same ones, or leave --resume out to start anew"
+                "same ones, or --overwrite in place of --resume to start anew"
             )
 
 

@@ -22,12 +22,19 @@ let queue = Promise.resolve();
 // Asking
 
 function ask(photos) {
-  for (const [blob, name] of photos) queue = queue.then(() => askOne(blob, name));
+  let failed = null; // of these photos: what went wrong with one stays to be read beside the others
+  for (const [blob, name] of photos) {
+    queue = queue.catch(() => {}).then(async () => {
+      await askOne(blob, name, failed);
+      failed = problem;
+    });
+  }
 }
 
-async function askOne(blob, name) {
+async function askOne(blob, name, failed) {
   const entry = { name, url: URL.createObjectURL(blob), answer: null, time: new Date().toISOString() };
   show(entry);
+  problem = failed;
   asking = true;
   draw();
   try {
@@ -35,10 +42,11 @@ async function askOne(blob, name) {
     remember(entry);
     chosenBox = firstOfInterest(entry.answer.boxes);
   } catch (error) {
-    fail(error);
+    fail(error, name);
+  } finally {
+    asking = false;
+    draw();
   }
-  asking = false;
-  draw();
   $("#drop").scrollIntoView({ block: "nearest" });
 }
 
@@ -49,10 +57,11 @@ function firstOfInterest(boxes) {
   return Math.max(strange, 0);
 }
 
-function fail(error) {
+function fail(error, name = null) {
   if (!(error instanceof Refusal)) throw error;
   const first = error.code === "wrong_key" && $("#key").hidden;
   problem = first ? null : error; // the form says it
+  if (problem !== null) problem.photo = name;
   if (error.code === "wrong_key") $("#key").hidden = false;
 }
 
@@ -75,7 +84,9 @@ function draw() {
   $("#problem").hidden = problem === null;
   if (problem !== null) {
     const { problems } = texts();
-    $("#problem").textContent = (problems[problem.code] ?? problems.other)(namedIn(problem));
+    const text = (problems[problem.code] ?? problems.other)(namedIn(problem));
+    const another = problem.photo && problem.photo !== shown?.name;
+    $("#problem").textContent = another ? `${problem.photo}: ${text}` : text;
   }
   $("#waiting").hidden = answer !== null || problem !== null || asking;
   $("#result").hidden = answer === null;

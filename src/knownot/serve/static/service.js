@@ -37,19 +37,26 @@ async function ask(path, options = {}) {
   });
 }
 
+/** The body of an answer; one that is cut off, or is a proxy's page, is as good as none. */
+function body(reading) {
+  return reading.catch(() => {
+    throw new Refusal("network");
+  });
+}
+
 export async function describe() {
-  const model = await (await ask("model")).json();
+  const model = await body((await ask("model")).json());
   limits = model.limits;
   return model;
 }
 
 export async function sample(index) {
-  return (await ask(`samples/${index}`)).blob();
+  return body((await ask(`samples/${index}`)).blob());
 }
 
 /** A thumbnail, by the address that an answer gives it. */
 export async function thumbnail(address) {
-  return (await ask(address)).blob();
+  return body((await ask(address)).blob());
 }
 
 /** The answer for one photo, a Blob; with the score and alpha that decided. */
@@ -64,7 +71,7 @@ export async function predict(photo) {
     headers: { "Content-Type": type },
     signal: AbortSignal.timeout(1000 * patience),
   });
-  const { photos, ...settings } = await response.json();
+  const { photos, ...settings } = await body(response.json());
   return { ...photos[0], ...settings };
 }
 

@@ -50,7 +50,7 @@ export function drawSession(current, summary, open) {
 
 /** Everything the service answered, oldest first, with the model that did. */
 export function asJson(model) {
-  const { classes, alpha, threshold, default_score, versions } = model;
+  const { classes, alpha, threshold, default_score, versions } = model ?? {};
   const answers = [...entries].reverse().map(({ time, name, answer }) => ({ time, ...answer, name }));
   return JSON.stringify({ model: { classes, alpha, threshold, default_score, versions }, answers }, null, 2);
 }
