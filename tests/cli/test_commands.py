@@ -267,6 +267,17 @@ def test_names_that_are_no_text_or_look_like_markup(
     assert "is a file; give the name of a folder" in report.err
 
 
+def test_a_model_that_can_call_nothing_unknown_says_so(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    red = photos / "test" / "red"
+    said = "nothing can be called unknown: alpha 0.001 takes calibration on 1000"
+    measure = ("evaluate", model, "--id", red.parent, "-o", tmp_path / "report")
+    for args in (("predict", model, red), measure):
+        assert said in " ".join(knownot_command(*args, "--alpha", "0.001").err.split())
+        assert "nothing can be" not in knownot_command(*args).err
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="about pipes")
 def test_answers_go_into_a_pipe_and_not_in_its_place(
     knownot_command: Run, photos: Path, model: Path, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,19 @@ def check_report_folder(output: Path | None) -> None:
     """Raise `DataError` now, not after the measurement, if a report cannot lie there."""
     if output is not None and output.exists() and not output.is_dir():
         raise DataError(f"{output}: is a file; give the name of a folder")
+
+
+def note_if_nothing_is_unknown(calibrated_on: int | None, alpha: float) -> None:
+    """Say so where no p-value among so many calibration scores can be below alpha."""
+    if calibrated_on is None or not 0 < alpha < 1:  # a wrong alpha is told where it is used
+        return
+    least = math.floor(1 / alpha + 1e-9)
+    if calibrated_on < least:
+        stderr().print(
+            f"[yellow]note[/] nothing can be called unknown: alpha {alpha:g} takes calibration on {least} "
+            f"or more, the model has {calibrated_on}; train with more validation photos, or raise --alpha",
+            soft_wrap=True,
+        )
 
 
 def print_json(data: Any) -> None:

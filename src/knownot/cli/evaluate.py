@@ -10,6 +10,7 @@ import typer
 
 from knownot.cli.console import (
     check_report_folder,
+    note_if_nothing_is_unknown,
     percent,
     photo_progress,
     print_json,
@@ -98,6 +99,7 @@ def evaluate(
         print_json(report.summary)
         return
     _print(report)
+    note_if_nothing_is_unknown(loaded.calibrated_on, report.summary["alpha"])
     stderr().print(f"report: {path}", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.answers import Cells, CocoList, Format, Lines, Screen, Writer, output_file
-from knownot.cli.console import photo_progress, plain, stderr
+from knownot.cli.console import note_if_nothing_is_unknown, photo_progress, plain, stderr
 from knownot.cli.options import Alpha, Device, KeepMib, KeepMost, NoSeed, Score
 from knownot.cli.photo_arguments import expand, is_video
 from knownot.errors import ConfigError, DataError
@@ -112,6 +112,8 @@ def predict(
     inbox = None if keep_unknown is None else _inbox(keep_unknown, keep_most, keep_mib, videos)
     loaded = _load(model, device)
     settings = _settings(loaded, form, score, alpha, box_threshold, proposals)
+    if not json_output:
+        note_if_nothing_is_unknown(loaded.calibrated_on, loaded.alpha if alpha is None else alpha)
     ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
     if ids is not None:
         paths = [path for path in dict.fromkeys(paths) if str(path) in ids.images]

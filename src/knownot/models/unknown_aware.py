@@ -218,6 +218,11 @@ class UnknownAwareModel(HubMethods, nn.Module):
         groups = groups if self.classwise else None
         return self.calibration(score).p_value(scores[score], groups, self.valid_alpha(alpha))
 
+    @property
+    def calibrated_on(self) -> int:
+        """Held-out rows that p-values are ranks among; 0 of a model that is not calibrated."""
+        return len(next(iter(self.calibrations.values()), ()))
+
     def threshold(self, alpha: float | None = None, score: str | None = None) -> float:
         """The score above which a row is unknown (of the pooled calibration)."""
         return self.calibration(score or self.default_score).threshold(self.valid_alpha(alpha))

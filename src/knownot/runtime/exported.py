@@ -53,6 +53,12 @@ class ExportedModel(Generic[Metadata]):
         return self.metadata.alpha
 
     @property
+    def calibrated_on(self) -> int | None:
+        """Scores that p-values are ranks among, of the largest group; None if the file does not tell."""
+        summary = self.metadata.calibration
+        return None if summary is None else max(summary.sizes)
+
+    @property
     def default_score(self) -> str:
         """Name of the score that decides."""
         return self.metadata.default_score
