@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knownot.data.plain_json import to_json
 from knownot.errors import DataError
-from knownot.plain_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console

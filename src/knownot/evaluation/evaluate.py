@@ -14,11 +14,11 @@ from torch import Tensor
 from knownot.core import metrics
 from knownot.core.calibration import flagged
 from knownot.data.image_folder import list_photos, read_labelled
+from knownot.data.plain_json import to_json
 from knownot.data.reading import read_batches
 from knownot.errors import DataError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
-from knownot.plain_json import to_json
 
 Progress = Callable[[str, int], Callable[[int], None]]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from knownot.plain_json import to_json
+from knownot.data.plain_json import to_json
 from knownot.training.config import CommonConfig
 
 TRAINING = "training"  # the folder, in a model folder

@@ -13,10 +13,10 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from knownot.data.kept_files import write_whole
+from knownot.data.plain_json import to_json
 from knownot.errors import ConfigError
 from knownot.models.hub import CONFIG
 from knownot.models.model_folder import check_free, move
-from knownot.plain_json import to_json
 from knownot.training.altered_rule import ACCURACY, ALTERED, choose
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.fit import Reporter
