@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ import knownot
 from knownot.cli.main import app
 from knownot.models.model_folder import load, save
 from knownot.training.config import DetectionConfig, TrainConfig
-from tests.cli.conftest import Run
-from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_detector
+from tests.cli.conftest import SMALL, Run
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, tiny_detector
 
 COMMANDS = (
     "demo",
@@ -38,34 +37,6 @@ COMMANDS = (
     "benchmark",
     "info",
 )
-# Real ImageNet weights from the package index at a size that takes a second.
-SMALL = ("--image-size", "32", "--epochs", "40", "--batch-size", "16", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    colour_folder(root / "train", 30)
-    colour_folder(root / "val", 40, start=100)
-    colour_folder(root / "test", 20, start=200)
-    for i in range(12):
-        (root / "ood" / "blue").mkdir(parents=True, exist_ok=True)
-        noisy(UNKNOWN_COLOUR, i).save(root / "ood" / "blue" / f"blue-{i:02}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder written by the command itself, in a process of its own."""
-    folder = tmp_path_factory.mktemp("models") / "model"
-    command = [sys.executable, "-m", "knownot", "train", str(photos), "-o", str(folder), *SMALL]
-    command += ["--keep-thumbnails"]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr
-    assert "Plan" in done.stderr
-    assert "radius ratio" in done.stderr
-    assert "accuracy on validation photos" in done.stdout
-    return folder
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -243,30 +214,6 @@ def test_bad_photos_are_answers_with_an_error_and_exit_one(
     assert "bad.jpg" in result.err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_names_that_are_no_text_or_look_like_markup(
-    knownot_command: Run, model: Path, tmp_path: Path, form: str
-) -> None:
-    folder, target = tmp_path / "br[", tmp_path / f"answers.{form}"
-    folder.mkdir()
-    (folder / "b] [old].jpg").write_text("not a photo")
-    odd = os.fsencode(folder) + b"/\xff.png"
-    noisy(COLOURS["red"], 5).save(os.fsdecode(odd))
-    result = knownot_command("predict", model, folder, "-o", target)
-    assert result.code == 1
-    assert "br[/b] [old].jpg: not a readable photo" in " ".join(result.err.split())
-    if form == "jsonl":
-        rows = [json.loads(line) for line in target.read_text().splitlines()]
-    else:
-        rows = list(csv.DictReader(target.open(errors="surrogateescape")))
-    assert {row["path"] for row in rows} == {os.fsdecode(odd), f"{folder}/b] [old].jpg"}
-    report = knownot_command(
-        "evaluate", model, "--id", folder.parent, "--ood", folder, "-o", target
-    )
-    assert "is a file; give the name of a folder" in report.err
-
-
 def test_a_model_that_can_call_nothing_unknown_says_so(
     knownot_command: Run, photos: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -276,54 +223,6 @@ def test_a_model_that_can_call_nothing_unknown_says_so(
     for args in (("predict", model, red), measure):
         assert said in " ".join(knownot_command(*args, "--alpha", "0.001").err.split())
         assert "nothing can be" not in knownot_command(*args).err
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="about pipes")
-def test_answers_go_into_a_pipe_and_not_in_its_place(
-    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
-) -> None:
-    pipe = tmp_path / "pipe.jsonl"
-    os.mkfifo(pipe)
-    with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(pipe.read_text)
-        red = photos / "test" / "red" / "0200.png"
-        assert knownot_command("predict", model, red, "-o", pipe).code == 0
-        assert json.loads(text.result(60))["path"] == str(red)
-    assert pipe.is_fifo()
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "link.csv").symlink_to(tmp_path / "kept" / "answers.csv")
-    (tmp_path / "kept" / "answers.csv").write_text("old")
-    assert knownot_command("predict", model, red, "-o", tmp_path / "link.csv").code == 0
-    assert (tmp_path / "link.csv").is_symlink()
-    assert "0200.png" in (tmp_path / "kept" / "answers.csv").read_text()
-    refused = knownot_command("predict", model, red, "--format", "jsonl", "-o", tmp_path)
-    assert "is a folder" in refused.err
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
-def test_a_report_shows_photos_whose_names_are_no_text(
-    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
-) -> None:
-    ood = tmp_path / "a_$5_$10"
-    ood.mkdir()
-    for i in range(3):
-        noisy(COLOURS["red"], i).save(os.fsdecode(os.fsencode(ood) + b"/\xff%d.png" % i))
-    report = tmp_path / "report"
-    done = knownot_command("evaluate", model, "--id", photos / "test", "--ood", ood, "-o", report)
-    assert done.code == 0, done.err
-    assert b"\xff0.png" in (report / "report.html").read_bytes()
-
-
-def test_places_that_cannot_be_replaced_are_told_before_training(
-    knownot_command: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    for place, said in ((tmp_path / "link", "link to nothing"), (".", "name the model's folder")):
-        result = knownot_command("train", photos, "-o", place, *SMALL)
-        assert said in " ".join(result.err.split())
-        assert "VOS from step" not in result.err
 
 
 def test_annotated_copies(knownot_command: Run, photos: Path, model: Path, tmp_path: Path) -> None:

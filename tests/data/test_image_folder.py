@@ -22,6 +22,13 @@ def add(folder: Path, count: int, start: int = 0, name: str = "p") -> None:
         Image.fromarray(pixels).save(folder / f"{name}{i}.png")
 
 
+def two_splits(root: Path) -> None:
+    """Six cats and six dogs for training, as many others for validation."""
+    for split, start in (("train", 0), ("val", 50)):
+        for name in ("cat", "dog"):
+            add(root / split / name, 6, start)
+
+
 def test_train_and_val_folders_are_found(tmp_path: Path) -> None:
     for split, count in (("train", 12), ("val", 5), ("test", 3)):
         for name in ("cat", "dog"):
@@ -114,9 +121,7 @@ def test_single_photos_everywhere_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_photo_in_two_splits_is_reported(tmp_path: Path) -> None:
-    for split, start in (("train", 0), ("val", 50)):
-        for name in ("cat", "dog"):
-            add(tmp_path / split / name, 6, start)
+    two_splits(tmp_path)
     twin = tmp_path / "val" / "cat" / "renamed.png"
     twin.write_bytes((tmp_path / "train" / "cat" / "p0.png").read_bytes())
     notes = read_splits(tmp_path).warnings
@@ -124,9 +129,7 @@ def test_a_photo_in_two_splits_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_photo_with_two_classes_is_reported(tmp_path: Path) -> None:
-    for split, start in (("train", 0), ("val", 50)):
-        for name in ("cat", "dog"):
-            add(tmp_path / split / name, 6, start)
+    two_splits(tmp_path)
     copy = tmp_path / "train" / "dog" / "copy.png"
     copy.write_bytes((tmp_path / "train" / "cat" / "p0.png").read_bytes())
     (note,) = [n for n in read_splits(tmp_path).warnings if "several classes" in n]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Answer = Prediction | DetectionPrediction
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class Format(StrEnum):
     """How answers are written."""
@@ -33,9 +35,6 @@ class Format(StrEnum):
     jsonl = "jsonl"
     csv = "csv"
     coco = "coco"
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Writer(Protocol):
@@ -134,12 +133,6 @@ class CocoList:
         self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
         if self.companion is not None:
             self.companion.write(_line(self.ids.annotations(self.images)))
-
-
-def _line(data: Any) -> str:
-    """JSON; names of files that are no text are written with escapes, which JSON reads back."""
-    text = json.dumps(data, ensure_ascii=False)
-    return json.dumps(data) if _SURROGATE.search(text) else text
 
 
 class Screen:
@@ -247,3 +240,9 @@ def output_file(path: Path | None) -> Iterator[TextIO]:
 def _opened(path: Path) -> TextIO:
     # Names of files may be no text: they go through as they are.
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _line(data: Any) -> str:
+    """JSON; names of files that are no text are written with escapes, which JSON reads back."""
+    text = json.dumps(data, ensure_ascii=False)
+    return json.dumps(data) if _SURROGATE.search(text) else text

@@ -45,13 +45,14 @@ class Audit:
         Raises:
             DataError: If `audit.csv` holds decisions already, or a file cannot be written.
         """
+        from knownot.evaluation.html import write_page
+
         folder = Path(folder)
         if self.decisions is None:  # else it may be the very file that a person filled in
             write_decisions(folder / "audit.csv", self.summary["listed"])
         numbers = json.dumps(self.summary, indent=1) + "\n"
         write_whole(folder / "audit.json", lambda file: file.write_text(numbers, encoding="utf-8"))
-        page = _page(self.summary).encode("utf-8", "surrogateescape")
-        write_whole(folder / "audit.html", lambda file: file.write_bytes(page))
+        write_page(folder / "audit.html", _page(self.summary))
         return folder / "audit.html"
 
 

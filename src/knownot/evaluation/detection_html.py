@@ -12,7 +12,7 @@ from knownot.data.photo import open_photo
 from knownot.errors import DataError
 from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes
 from knownot.evaluation.figures import histograms, roc_curves
-from knownot.evaluation.html import data_url, render
+from knownot.evaluation.html import data_url, render, write_page
 from knownot.models.prediction import UNKNOWN
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def write_detection_html(report: DetectionReport, path: Path) -> Path:
         roc=data_url(roc_curves(*sets), "png"),
         mistakes=_mistakes(report),
     )
-    path.write_text(page, encoding="utf-8", errors="surrogateescape")  # names of files
+    write_page(path, page)
     return path
 
 

@@ -82,6 +82,8 @@ def triage(
     Raises:
         DataError: If the folder is missing or holds no photo that can be read.
     """
+    from knownot.evaluation.html import write_page
+
     paths = list_photos(folder)
     features, read, skipped = _features(paths, model, progress)
     if not read:
@@ -90,9 +92,7 @@ def triage(
     found = Triage(clusters, alone, skipped, folder / _GALLERY)
     record = {c.number: [str(p.relative_to(folder)) for p in c.photos] for c in clusters}
     write_whole(folder / _RECORD, lambda file: file.write_text(json.dumps(record, indent=1)))
-    page = _page(found)
-    content = page.encode("utf-8", "surrogateescape")
-    write_whole(found.gallery, lambda file: file.write_bytes(content))
+    write_page(found.gallery, _page(found))
     return found
 
 

@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 from torchvision.ops.poolers import initLevelMapper
 
-from knownot.data.thin import longest_side, refuse_thin
+from knownot.data.thin import refuse_thin
 from knownot.errors import ConfigError
 from knownot.models.backbones import pixel_statistics
 from knownot.models.pooled_maps import by_image, pooled_maps
@@ -81,7 +81,7 @@ class FasterRCNNRegions(RegionModel):
         super().__init__()
         limits = {
             "min_size": settings.image_size,
-            "max_size": longest_side(settings.image_size),
+            "max_size": settings.image_size * 5 // 3,  # torchvision's 800 x 1333
             "rpn_pre_nms_top_n_train": 2 * settings.train_proposals,
             "rpn_post_nms_top_n_train": settings.train_proposals,
             "rpn_pre_nms_top_n_test": 2 * settings.proposals,
@@ -107,7 +107,7 @@ class FasterRCNNRegions(RegionModel):
 
     def refuse_size(self, size: tuple[int, int], name: str) -> None:
         """Raise `DataError` if the shorter side would be resized to nothing."""
-        refuse_thin(size, self.image_size, name)
+        refuse_thin(size, self.model.transform.max_size, name)
 
     def class_head(self, features: Tensor) -> Tensor:
         """Class logits (M, K + 1), background first, of box features (M, D)."""

@@ -108,7 +108,7 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
         Raises:
             DataError: If it is so thin that nothing would be left of its shorter side.
         """
-        refuse_thin(image.size, self.metadata.image_size, "photo")
+        refuse_thin(image.size, self.metadata.longest_side, "photo")
         return np.asarray(image)
 
     def answer_prepared(
@@ -131,7 +131,7 @@ class ExportedDetector(ExportedModel[DetectorMetadata]):
         if not isinstance(photo, (str, Path)):
             return self.prepare(to_pil(photo))
         image = open_photo(photo)
-        refuse_thin(image.size, self.metadata.image_size, str(photo))
+        refuse_thin(image.size, self.metadata.longest_side, str(photo))
         return self.prepare(image)
 
     def _box_settings(
