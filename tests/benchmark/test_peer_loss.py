@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 
@@ -44,3 +46,21 @@ def test_it_is_the_librarys_number_less_cross_entropy() -> None:
     theirs = criterion(output.logits, output.features, labels)
     torch.testing.assert_close(ours + F.cross_entropy(output.logits, labels), theirs)
     assert ours > 0
+
+
+def test_a_resumed_run_goes_on_with_full_queues() -> None:
+    model = tiny_model(draws_per_class=200.0).train()
+    model.vos.start_step = 0
+    images = torch.cat([pixels(60, c, 7000 * k) for k, c in enumerate(COLOURS.values())])
+    labels = torch.arange(2).repeat_interleave(60)
+    output = model(images)
+    given = output.features.detach(), output.logits.detach(), labels
+    first, resumed = PytorchOodVos(model), PytorchOodVos(model)
+    first(*given)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    losses = []
+    for peer in (first, resumed):
+        torch.manual_seed(5)
+        losses.append(peer(*given))
+    assert losses[0] > 0
+    assert torch.equal(*losses)

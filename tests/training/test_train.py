@@ -204,6 +204,26 @@ def test_a_new_run_neither_picks_up_nor_loses_an_interrupted_one(
 
 
 @pytest.mark.parametrize("finetune", ["head", "all"])
+def test_a_training_that_goes_on_is_left_alone(photos: Path, tmp_path: Path, finetune: str) -> None:
+    changes = {"finetune": finetune, "epochs": 1}
+
+    class Second(Silent):
+        """Another such training begins in the middle of this one."""
+
+        def callbacks(self, steps: str = "") -> list[L.Callback]:
+            for more in ({}, {"overwrite": True}):
+                with pytest.raises(ConfigError, match=r"m: another process is training it"):
+                    run(photos, tmp_path / "m", **changes, **more)
+            return []
+
+    for name, reporter in (("alone", None), ("m", Second())):
+        run(photos, tmp_path / name, reporter, **changes)
+    one, other = weights(tmp_path / "alone"), weights(tmp_path / "m")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert {*os.listdir(tmp_path)} == {"alone", "m"}
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
 def test_bad_photos_are_skipped_and_listed(tmp_path: Path, finetune: str) -> None:
     colour_folder(tmp_path / "train", 30)
     colour_folder(tmp_path / "val", 25, start=100)

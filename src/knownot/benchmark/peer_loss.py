@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,3 +60,15 @@ class PytorchOodVos(nn.Module):
         # Its loss is the sum of both; what calls this adds cross-entropy itself.
         total: Tensor = criterion(logits, features, labels)
         return total - F.cross_entropy(logits, labels)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The queues, which the library leaves out of a checkpoint: a resumed run needs them full."""
+        criterion = self._criterion[0]
+        filled = list(criterion.number_dict.values())
+        return {"queues": criterion.data_dict, "filled": filled}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The queues of a checkpoint."""
+        criterion = self._criterion[0]
+        criterion.data_dict = state["queues"].to(criterion.data_dict.device)
+        criterion.number_dict = dict(enumerate(state["filled"]))

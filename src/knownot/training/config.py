@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from knownot.core.gaussians import Shrinkage
 from knownot.core.other_outliers import OutlierName
 from knownot.core.phi import PhiName
+from knownot.data.cores import usable_cores
 from knownot.data.detection_folder import looks_like_detection
 from knownot.errors import ConfigError
 from knownot.models.unknown_aware import VosSettings
@@ -122,8 +123,8 @@ class CommonConfig(BaseModel):
 
     @property
     def n_workers(self) -> int:
-        """Processes that decode photos."""
-        return self.workers
+        """Processes that decode photos; no more than there are cores."""
+        return min(self.workers, usable_cores())
 
     @property
     def vos_start_share(self) -> float:
@@ -202,7 +203,7 @@ class TrainConfig(CommonConfig):
 
     @property
     def n_workers(self) -> int:
-        return self.workers if self.finetune == "all" else 0
+        return super().n_workers if self.finetune == "all" else 0
 
     @property
     def vos_start_share(self) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Self
 
 import yaml
+from filelock import FileLock, Timeout
 
 from knownot.errors import ConfigError, DataError
 from knownot.models.hub import CONFIG
@@ -20,7 +22,17 @@ _FREE_ON_RESUME |= {"output"} | AFTER_TRAINING  # the run was found by its outpu
 
 
 class RunFolder:
-    """Checkpoint and logs of a run in progress, beside the model folder to be."""
+    """Checkpoint and logs of a run in progress, beside the model folder to be.
+
+    Once it is open, and until the end of its `with` block, no other process opens it.
+
+    Args:
+        config: Settings of the training.
+
+    Raises:
+        ConfigError: If there is nothing to resume or the settings differ, or if there is an interrupted
+            run and the settings do not say what is to become of it.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -28,6 +40,7 @@ class RunFolder:
         self.logs = self.root / "logs"
         self.checkpoints = self.root / "checkpoints"
         self.candidates = self.root / "candidates"
+        self._lock = FileLock(self.root / "lock", blocking=False, thread_local=False)
         if config.resume and not self.root.is_dir():
             finished = (config.output / CONFIG).is_file()
             remedy = "it is finished" if finished else "leave --resume out to start one"
@@ -50,13 +63,24 @@ class RunFolder:
 
         Args:
             skipped: Path and reason of every photo found unreadable, for the other processes.
+
+        Raises:
+            ConfigError: If another process has it open.
+            DataError: If it cannot be written.
         """
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
             if not self.config.resume:
-                shutil.rmtree(self.root, ignore_errors=True)
-            self.logs.mkdir(parents=True, exist_ok=True)
+                self._clear()
+            self.logs.mkdir(exist_ok=True)
             (self.root / "config.yaml").write_text(_absolute(self.config).to_yaml())
             (self.root / "skipped.json").write_text(json.dumps([*map(str, skipped)]))
+        except Timeout:
+            raise ConfigError(
+                f"{self.config.output}: another process is training it; wait for its end, or choose "
+                "another output"
+            ) from None
         except OSError as error:
             raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
 
@@ -89,6 +113,20 @@ class RunFolder:
     def remove(self) -> None:
         """The run is complete."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left, all but the lock."""
+        for path in self.root.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "lock":
+                path.unlink()
 
     def _check_same(self) -> None:
         try:

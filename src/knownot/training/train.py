@@ -71,7 +71,6 @@ def train(
         ConfigError: If settings contradict each other.
         TrainingError: If the loss is not finite.
     """
-    started = time.monotonic()
     ranks = find_ranks(config)
     config = ranks.settled(config)
     reporter = reporter if reporter and ranks.first else Silent()
@@ -80,7 +79,21 @@ def train(
         return train_with_chosen_weight(config, ranks, reporter, again)
     device = ranks.device(config.device)
     ranks.wait()
-    run = RunFolder(config)
+    with RunFolder(config) as run:
+        return _train(config, run, ranks, device, reporter, backbone, cache, peer)
+
+
+def _train(
+    config: TrainConfig,
+    run: RunFolder,
+    ranks: Ranks,
+    device: torch.device,
+    reporter: Reporter,
+    backbone: torch.nn.Module | None,
+    cache: Path | None,
+    peer: PeerLoss | None,
+) -> TrainResult:
+    started = time.monotonic()
     check_free(config.output, config.overwrite)
     splits = read_splits(config.data, config.val_fraction, config.seed)
     L.seed_everything(config.seed, verbose=False)

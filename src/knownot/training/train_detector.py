@@ -30,7 +30,7 @@ from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.plan import make_detection_plan, steps_per_epoch
-from knownot.training.ranks import check_shares, find_ranks
+from knownot.training.ranks import Ranks, check_shares, find_ranks
 from knownot.training.result import TrainResult, write_training_files
 from knownot.training.run_folder import RunFolder
 
@@ -55,13 +55,19 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
         ConfigError: If settings contradict each other.
         TrainingError: If the loss is not finite, or the detector finds nothing in the end.
     """
-    started = time.monotonic()
     ranks = find_ranks(config)
     config = ranks.settled(config)
     reporter = reporter if reporter and ranks.first else Silent()
     device = ranks.device(config.device)
     ranks.wait()
-    run = RunFolder(config)
+    with RunFolder(config) as run:
+        return _train(config, run, ranks, device, reporter)
+
+
+def _train(
+    config: DetectionConfig, run: RunFolder, ranks: Ranks, device: torch.device, reporter: Reporter
+) -> TrainResult:
+    started = time.monotonic()
     check_free(config.output, config.overwrite)
     skipped: dict[Path, str] = {} if ranks.first else run.skipped()
     splits = _splits(config, skipped, tried=not ranks.first)

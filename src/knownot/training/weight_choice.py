@@ -53,34 +53,34 @@ def train_with_chosen_weight(
             "vos_weight: auto trains in one process; leave --devices and --num-nodes out, or give "
             "a number"
         )
-    run = RunFolder(config)
-    check_free(config.output, config.overwrite)
-    results: dict[float, TrainResult] = {}
-    first = True  # of those that are not finished
-    for weight in WEIGHTS:
-        one = _one(config, weight, run.candidates / f"{weight:g}")
-        finished = _finished(one) if config.resume else None
-        if finished is None:
-            finished = train(one, _Teller(reporter, config, weight, run if first else None))
-            first = False
-        results[weight] = finished
-    chosen = _choose(results)
-    result = results[chosen]
-    metrics = result.metrics | {
-        "seconds": sum(of_one.metrics["seconds"] for of_one in results.values()),
-        "vos_weight": chosen,
-        "vos_weight_candidates": {
-            f"{weight:g}": {k: of_one.metrics[k] for k in ("val_accuracy", "altered_fpr95")}
-            for weight, of_one in results.items()
-        },
-    }
-    training = result.folder / TRAINING
-    final = config.model_copy(update={"vos_weight": chosen, "resume": False})
-    write_whole(training / SETTINGS, lambda f: f.write_text(final.to_yaml()))
-    write_whole(training / METRICS, lambda f: f.write_text(to_json(metrics) + "\n"))
-    move(result.folder, config.output, config.overwrite)
-    run.remove()
-    return TrainResult(config.output, metrics, result.skipped)
+    with RunFolder(config) as run:
+        check_free(config.output, config.overwrite)
+        results: dict[float, TrainResult] = {}
+        first = True  # of those that are not finished
+        for weight in WEIGHTS:
+            one = _one(config, weight, run.candidates / f"{weight:g}")
+            finished = _finished(one) if config.resume else None
+            if finished is None:
+                finished = train(one, _Teller(reporter, config, weight, run if first else None))
+                first = False
+            results[weight] = finished
+        chosen = _choose(results)
+        result = results[chosen]
+        metrics = result.metrics | {
+            "seconds": sum(of_one.metrics["seconds"] for of_one in results.values()),
+            "vos_weight": chosen,
+            "vos_weight_candidates": {
+                f"{weight:g}": {k: of_one.metrics[k] for k in ("val_accuracy", "altered_fpr95")}
+                for weight, of_one in results.items()
+            },
+        }
+        training = result.folder / TRAINING
+        final = config.model_copy(update={"vos_weight": chosen, "resume": False})
+        write_whole(training / SETTINGS, lambda f: f.write_text(final.to_yaml()))
+        write_whole(training / METRICS, lambda f: f.write_text(to_json(metrics) + "\n"))
+        move(result.folder, config.output, config.overwrite)
+        run.remove()
+        return TrainResult(config.output, metrics, result.skipped)
 
 
 def _one(config: TrainConfig, weight: float, output: Path) -> TrainConfig:
