@@ -255,8 +255,12 @@ def test_audit_lists_photos_and_measures_without_them(
     assert "without 1" in done.out
     given = json.loads((tmp_path / "audit" / "audit.json").read_text())["ood"]
     assert {name: row["left_out"] for name, row in given.items()} == {"ood": 1, "blue": 0}
+    (tmp_path / "filled.csv").rename(tmp_path / "audit" / "audit.csv")
+    early = knownot_command("audit", tmp_path / "no model", *arguments[2:])
+    assert "holds decisions already" in " ".join(early.err.split())
     save(tiny_detector(), tmp_path / "detector")
-    refused = knownot_command("audit", tmp_path / "detector", *arguments[2:])
+    elsewhere = ("-o", tmp_path / "other")
+    refused = knownot_command("audit", tmp_path / "detector", *arguments[2:-2], *elsewhere)
     assert (refused.code, "is a detector" in refused.err) == (1, True)
 
 
@@ -401,6 +405,8 @@ def test_an_export_predicts_like_its_folder(
     again = knownot_command(*export)
     assert again.code == 1
     assert "exists; choose another name with -o, or add --overwrite" in again.err
+    other = knownot_command("export", model, "--format", "torch", "-o", tmp_path / "other.onnx")
+    assert "ask for --format onnx" in " ".join(other.err.split())
     wrong = knownot_command("predict", file, photos / "test", "--device", "cuda")
     assert "an exported model runs on the CPU" in wrong.err
     stranger = photos / "test" / "red" / "0200.png"

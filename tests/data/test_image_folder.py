@@ -137,6 +137,19 @@ def test_a_photo_with_two_classes_is_reported(tmp_path: Path) -> None:
     assert "copy.png" in note
 
 
+def test_photos_beside_the_class_folders_are_reported(tmp_path: Path) -> None:
+    two_splits(tmp_path)
+    assert not any("beside" in note for note in read_splits(tmp_path).warnings)
+    for split in ("train", "val"):
+        photo = (tmp_path / "train" / "cat" / "p0.png").read_bytes()
+        (tmp_path / split / "astray.png").write_bytes(photo)
+        (tmp_path / split / "notes.txt").touch()
+    notes = [n for n in read_splits(tmp_path).warnings if "beside the class folders" in n]
+    assert [note.split()[0] for note in notes] == ["1", "1"]
+    for note, split in zip(notes, ("train", "val"), strict=True):
+        assert str(tmp_path / split / "astray.png") in note
+
+
 def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
     cat = tmp_path / "train" / "cat"
     add(cat, 6)

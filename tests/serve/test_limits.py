@@ -353,6 +353,14 @@ def test_a_key_is_asked_for_where_one_is_set(exported_file: Path) -> None:
         assert server.http.get("/model", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
+def test_watchers_may_ask_for_the_head_alone(server: Running, path: str) -> None:
+    head, whole = server.http.head(path), server.http.get(path)
+    assert head.status_code == whole.status_code == 200
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    assert not head.content
+
+
 def test_the_service_keeps_what_its_openapi_says(server: Running) -> None:
     # No schema can say that bytes must be a photo, so that check is left out.
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

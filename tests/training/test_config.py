@@ -31,6 +31,7 @@ def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
         ("data: p\nfinetune: some", "finetune: .* got 'some'"),
         ("- a list", "expected `key: value` lines"),
         ("a: [", "not valid YAML"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", r"(?s)a second 'epochs'.*line 3"),
         ("epochs: 3", "no folder of photos was given"),
     ],
 )

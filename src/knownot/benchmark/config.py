@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from knownot.benchmark.scores import GROUPS, SCORES
 from knownot.benchmark.trainings import TRAININGS, Training
+from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError
 
 
@@ -201,19 +202,14 @@ def _read(name_or_file: str) -> dict[str, Any]:
                 f"config: {name_or_file} cannot be read ({error}); expected a YAML file or one of "
                 f"{', '.join(shipped())}"
             ) from None
-    try:
-        values: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name_or_file}: not valid YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name_or_file}: expected `key: value` lines")
+    values = read_settings(text, name_or_file)
     if (base := values.pop("like", None)) is not None:
         if base not in shipped():
             raise ConfigError(
                 f"{name_or_file}: like: expected one of {', '.join(shipped())}, got {base!r}"
             )
         return _read(base) | values
-    return dict(values)
+    return values
 
 
 def _scores(method: list[str] | OwnTraining) -> list[str]:

@@ -55,11 +55,16 @@ def audit(
     The first writes audit.html, where photos are ticked and the decisions downloaded, and audit.csv
     for those who would rather write y or n into its column keep.
     """
+    from knownot.evaluation.audit import TABLE
     from knownot.evaluation.audit import audit as run
+    from knownot.evaluation.decisions import check_undecided
     from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.model_folder import load
 
     check_report_folder(output)
+    output = output or model.parent / f"{model.resolve().name}-audit"
+    if decisions is None:
+        check_undecided(output / TABLE)  # before any photo is looked at
     loaded = load(model, device=device)
     if not isinstance(loaded, UnknownAwareClassifier):
         raise ConfigError(
@@ -77,7 +82,7 @@ def audit(
             alpha=alpha,
             progress=begin,
         )
-    page = found.save(output or model.parent / f"{model.resolve().name}-audit")
+    page = found.save(output)
     if json_output:
         print_json(found.summary)
         return

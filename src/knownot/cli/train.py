@@ -316,9 +316,12 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
         table.add_row("mAP before, after VOS", _before_and_after(metrics))
     if detector:
         table.add_row("boxes count above", f"{metrics['box_threshold']:.2f}")
-    table.add_row("score", f"{metrics['score']}, unknown above {metrics['threshold']:.4g}")
-    known = "boxes around known objects" if detector else "known photos"
-    table.add_row(f"{known} called unknown, at most about", percent(metrics["alpha"]))
+    if math.isinf(metrics["threshold"]):
+        table.add_row("score", f"{metrics['score']}, calls nothing unknown")
+    else:
+        table.add_row("score", f"{metrics['score']}, unknown above {metrics['threshold']:.4g}")
+        known = "boxes around known objects" if detector else "known photos"
+        table.add_row(f"{known} called unknown, at most about", percent(metrics["alpha"]))
     table.add_row("time", f"{metrics['seconds']:.0f} s")
     stdout().print(table)
     if detector and math.isinf(metrics["threshold"]):  # of photos the plan has said so

@@ -177,6 +177,13 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
     if twins:
         shown = "; ".join(" = ".join(str(p) for p in same) for same in twins[:3])
         notes.append(f"{len(twins)} photo(s) stand in both train and val, for example {shown}")
+    for folder in (train_folder or root, val_folder):
+        beside = [p for p in folder.iterdir() if p.is_file() and is_photo_name(p)] if folder else []
+        if beside:
+            notes.append(
+                f"{len(beside)} photo(s) beside the class folders of {folder} are left out, for "
+                f"example {min(beside)}"
+            )
     for split, photos in (("train", train), ("val", val)):
         by_class = {name: photos.paths_of(index) for index, name in enumerate(photos.classes)}
         twice = shared_photos(by_class)

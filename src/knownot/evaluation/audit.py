@@ -23,6 +23,8 @@ from knownot.evaluation.decisions import COLUMNS, read_decisions, write_decision
 from knownot.evaluation.evaluate import Progress, Report, Scored, evaluate, separation
 from knownot.models.classifier import UnknownAwareClassifier
 
+TABLE = "audit.csv"
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -49,7 +51,7 @@ class Audit:
 
         folder = Path(folder)
         if self.decisions is None:  # else it may be the very file that a person filled in
-            write_decisions(folder / "audit.csv", self.summary["listed"])
+            write_decisions(folder / TABLE, self.summary["listed"])
         numbers = json.dumps(self.summary, indent=1) + "\n"
         write_whole(folder / "audit.json", lambda file: file.write_text(numbers, encoding="utf-8"))
         write_page(folder / "audit.html", _page(self.summary))

@@ -22,17 +22,22 @@ def write_decisions(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     Raises:
         DataError: If the file holds decisions already, or cannot be written.
     """
-    if path.is_file() and any(keep is not None for keep in read_decisions(path).values()):
-        raise DataError(
-            f"{path}: holds decisions already; use them with --decisions {path}, or choose another "
-            "folder with -o"
-        )
+    check_undecided(path)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     content = text.getvalue().encode(**_TEXT)
     write_whole(path, lambda file: file.write_bytes(content))
+
+
+def check_undecided(path: Path) -> None:
+    """Raise `DataError` if a file is there that holds decisions."""
+    if path.is_file() and any(keep is not None for keep in read_decisions(path).values()):
+        raise DataError(
+            f"{path}: holds decisions already; use them with --decisions {path}, or choose another "
+            "folder with -o"
+        )
 
 
 def read_decisions(path: Path) -> dict[Path, bool | None]:

@@ -189,9 +189,16 @@ def check_output(output: Path, overwrite: bool, form: FormatName) -> None:
     """Before anything is loaded: can a model be written to `output`?
 
     Raises:
+        ConfigError: If its name ends as that of the other form.
         DataError: If it exists.
         MissingExtraError: If a package for the export is missing.
     """
+    others = {ending: name for name, ending in ENDINGS.items() if name != form}
+    if (other := others.get(output.suffix)) is not None:
+        raise ConfigError(
+            f"{output}: such names are of files in the form {other}; ask for --format {other}, or "
+            f"choose a name that ends in {ENDINGS[form]}"
+        )
     for package in _NEEDS[form]:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export", "the export")

@@ -110,6 +110,7 @@ def create_app(
 def _add_page(app: FastAPI, samples: Sequence[bytes], protected: list[Any]) -> None:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
@@ -184,11 +185,13 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: i
             raise RefusedError(404, "not_found", "there is no such thumbnail")
         return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": _FOR_A_YEAR})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Health:
         """That the service lives."""
         return Health(status="ok")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses=_problems({503: "The queue is full."}))
     async def readyz() -> Health:
         """That it takes photos just now."""

@@ -18,6 +18,7 @@ from knownot.core.other_outliers import OutlierName
 from knownot.core.phi import PhiName
 from knownot.data.cores import usable_cores
 from knownot.data.detection_folder import looks_like_detection
+from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError
 from knownot.models.unknown_aware import VosSettings
 
@@ -292,14 +293,10 @@ def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Confi
     values: dict[str, Any] = {}
     if config_file is not None:
         try:
-            loaded = yaml.safe_load(config_file.read_text())
+            text = config_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{config_file}: cannot be read ({error})") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{config_file}: not valid YAML ({error})") from None
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"{config_file}: expected `key: value` lines")
-        values.update(loaded)
+        values.update(read_settings(text, str(config_file)))
     values.update({key: value for key, value in flags.items() if value is not None})
     if "data" not in values:
         raise ConfigError(
