@@ -105,7 +105,7 @@ def test_photos_and_videos_share_one_csv_file_and_one_table(
     assert code == 0
     assert "1.60 s" in out
     boxes = sum(row["label"] != "" for row in rows)
-    assert f"1 photos, 3 frames, {boxes} boxes" in out
+    assert f"1 photo, 3 frames, {boxes} box" in out
 
 
 def test_videos_are_read_when_they_are_named(

@@ -96,6 +96,7 @@ def _box_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"path": row["path"], "error": row["error"], **corners, **cells}
 
 
+_ONE = {"photos": "photo", "frames": "frame", "boxes": "box"}
 _BOX_CELLS = ("label", "is_unknown", "ood_score", "p_value", "nearest_class", "confidence")
 
 
@@ -184,8 +185,10 @@ class Screen:
     def end(self) -> None:
         """Print the rest and the counts."""
         self._print()
-        shown = [what for what in ("photos", "frames", "boxes") if what in self.counts]
-        stdout().print(", ".join(f"{self.counts[what]} {what}" for what in (*shown, "unknown")))
+        shown = [what for what in _ONE if what in self.counts]
+        counts = [(self.counts[what], what) for what in shown]
+        words = [f"{count} {_ONE[what] if count == 1 else what}" for count, what in counts]
+        stdout().print(", ".join([*words, f"{self.counts['unknown']} unknown"]))
 
     def _print(self) -> None:
         if self.table is not None:
