@@ -354,7 +354,18 @@ def test_a_stated_size_that_differs_drops_the_photo(root: Path) -> None:
     assert "b.jpg is 32 x 24 when upright" in the_problem(photos)
 
 
-@pytest.mark.parametrize("stated", [{"width": "64"}, {"height": -48}, {"height": [48]}])
+def test_a_file_with_several_ids_is_one_photo(root: Path) -> None:
+    images = [image(1), image(2), image(3, "b.jpg")]
+    photo(root / "images" / "b.jpg")
+    boxes = [box(n, [n, 0, 5, 5], image_id=n) for n in (1, 2, 3)]
+    photos = read_coco(write(root, images=images, annotations=boxes))
+    assert [path.name for path in photos.paths] == ["a.jpg", "b.jpg"]
+    assert photos.objects[0].boxes[:, 0].tolist() == [1, 2]
+    assert photos.objects[1].boxes[:, 0].tolist() == [3]
+    assert "a.jpg has another id as well" in the_problem(photos)
+
+
+@pytest.mark.parametrize("stated", [{"width": "64 px"}, {"height": -48}, {"height": [48]}])
 def test_a_stated_size_that_is_no_size_drops_the_photo(root: Path, stated: dict) -> None:
     photos = read_coco(write(root, images=[image(**stated)]))
     assert len(photos) == 0
@@ -362,7 +373,13 @@ def test_a_stated_size_that_is_no_size_drops_the_photo(root: Path, stated: dict)
 
 
 @pytest.mark.parametrize(
-    "unknown", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}]
+    "unknown",
+    [
+        {},
+        {"width": None, "height": None},
+        {"width": 0, "height": 0},
+        {"width": "64", "height": "48"},
+    ],
 )
 def test_without_a_stated_size_the_header_counts(root: Path, unknown: dict) -> None:
     entry = {"id": 1, "file_name": "a.jpg", **unknown}
@@ -380,6 +397,16 @@ def test_the_size_is_that_of_the_upright_photo(tmp_path, suffix: str, orientatio
     assert upright_size(path) == expected
     entry = {"id": 1, "file_name": path.name, "width": expected[0], "height": expected[1]}
     assert read_coco(write(tmp_path, images=[entry])).problems == []
+
+
+def test_a_png_may_say_after_its_pixels_how_it_is_turned(tmp_path: Path) -> None:
+    path = photo(tmp_path / "a.png", exif=turned(6))
+    whole = path.read_bytes()
+    start = whole.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(whole[start : start + 4], "big")
+    last = whole.index(b"IEND") - 4
+    path.write_bytes(whole[:start] + whole[end:last] + whole[start:end] + whole[last:])
+    assert open_photo(path).size == upright_size(path) == (HEIGHT, WIDTH)
 
 
 def test_a_png_is_not_decoded_to_learn_its_size(tmp_path: Path) -> None:

@@ -158,6 +158,13 @@ def test_the_split_is_read_off_the_name(tmp_path: Path, name: str, split: str) -
     assert stems(read_detection(tmp_path, split=split)) == ["0", "1"]
 
 
+def test_a_word_that_ends_like_a_split_is_none(tmp_path: Path) -> None:
+    for start, name in enumerate(("latest", "carnival", "trainval")):
+        coco(tmp_path / "annotations" / f"{name}.json", start=2 * start, count=2)
+    with pytest.raises(DataError, match="no test or val split"):
+        read_detection(tmp_path)
+
+
 def test_a_split_may_be_asked_for_by_any_of_its_words(tmp_path: Path) -> None:
     coco(tmp_path / "annotations" / "val.json", count=2)
     for word in ("val", "valid", "Validation"):

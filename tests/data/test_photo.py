@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from knownot.data.photo import MAX_PIXELS, open_photo, to_rgb
 from knownot.errors import DataError
@@ -73,6 +73,37 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
     assert open_photo(path).size == (20, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GRADIENT).save(path, exif=exif)
+    found = open_photo(path)
+    with Image.open(path) as image:
+        assert (rgb(found) == rgb(ImageOps.exif_transpose(image).convert("RGB"))).all()
+    found.save(tmp_path / "copy.png")
+    assert (rgb(open_photo(tmp_path / "copy.png")) == rgb(found)).all()  # not turned again
+
+
+@pytest.mark.parametrize("tag", [256, 282, 305, 531])
+def test_tags_of_a_wrong_kind_lose_no_photo(tmp_path: Path, tag: int) -> None:
+    path = tmp_path / "turned.jpg"
+    text, short = 2, 3
+    entries = [(274, short, 1, 6), (tag, text, 2, 0x31)]
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+    exif += b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries)) + bytes(4)
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert open_photo(path).size == (20, 40)
+
+
+def test_a_colour_that_stands_for_nothing_is_white(tmp_path: Path) -> None:
+    for mode, colour, white in (("RGB", (9, 9, 9), (9, 9, 9)), ("L", 9, 9)):
+        path = tmp_path / f"{mode}.png"
+        Image.new(mode, (4, 4), colour).save(path, transparency=white)
+        assert (rgb(open_photo(path)) == 255).all()
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path: Path) -> None:

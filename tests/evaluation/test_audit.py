@@ -122,12 +122,17 @@ def test_wrong_decisions_are_named(
     for text, match in (
         ("path,keep\na.jpg,maybe\n", "line 2: keep is 'maybe'"),
         ("a,b\n", "no columns path and keep"),
+        ("keep,path\nn\n", "line 2: no path"),
+        ("path,keep\na.jpg,y\na.jpg,n\n", r"line 3: keep is 'n', and was the opposite .*a\.jpg"),
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=match):
             read_decisions(file)
     with pytest.raises(DataError, match="cannot be read"):
         read_decisions(tmp_path / "nothing.csv")
+    for cells in ("n,", ",n", "n,n"):  # of a photo that two sets list
+        file.write_text("path,keep\n" + "".join(f"a.jpg,{cell}\n" for cell in cells.split(",")))
+        assert [*read_decisions(file).values()] == [False]
     file.write_text("path,keep\nelsewhere.jpg,n\n")
     with pytest.raises(DataError, match="none of the 1 photos with keep n is in these folders"):
         audit(model, sets.id, [sets.ood], decisions=file)

@@ -37,6 +37,27 @@ def test_folders_files_and_globs_name_photos_in_order(
         list_photos("empty")
 
 
+def test_links_that_lead_back_and_folders_like_photos_give_no_photo(folder: Path) -> None:
+    (folder / "again").symlink_to(folder)
+    (folder / "dir.jpg").mkdir()
+    found = list_photos(str(folder))
+    assert len(found) == 4
+    assert not any("again" in name for name in found)
+    assert not any(name.endswith("dir.jpg") for name in list_photos(f"{folder.parent}/*/*/*"))
+
+
+def test_a_folder_of_a_store_is_taken_by_its_name_and_hidden_files_are_left(folder: Path) -> None:
+    content = (folder / "red" / "0000.png").read_bytes()
+    store = fsspec.filesystem("memory")
+    for name in ("a.png", "in/b.png", ".thumbs/a.png", "in/.c.png"):
+        store.pipe(f"/odd [1]/.own/{name}", content)
+    expected = ["memory:///odd [1]/.own/a.png", "memory:///odd [1]/.own/in/b.png"]
+    assert list_photos("memory://odd [1]/.own") == expected
+    store.pipe("/plain/.thumbs/a.png", content)
+    store.pipe("/plain/b.png", content)
+    assert list_photos("memory://plain/**/*.png") == ["memory:///plain/b.png"]
+
+
 def test_a_store_has_the_same_photos(folder: Path) -> None:
     store = fsspec.filesystem("memory")
     for path in folder.rglob("*.*"):

@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from knownot.data.detection_set import DetectionSet, Objects
 from knownot.data.photo import MAX_PIXELS
@@ -26,6 +26,7 @@ Corners = tuple[float, float, float, float]
 
 # Annotation tools count pixels from 0 or from 1 and round either way: one pixel is no mistake.
 _TOLERATED_PIXELS = 1.0
+_TAIL = 65_536  # bytes at the end of a PNG, where what follows its pixels is
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 
 
@@ -144,7 +145,7 @@ def check_photo(
     except DataError as error:
         problems.append(problem("photo unreadable", where, str(error)))
         return None
-    width, height = stated
+    width, height = (_whole(side) for side in stated)
     # None and 0: some tools write 0 when they do not know.
     if (width or size[0], height or size[1]) != size:
         problems.append(
@@ -182,6 +183,8 @@ def upright_size(path: Path) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 width, height = image.size
+                if isinstance(image, PngImagePlugin.PngImageFile) and _exif_may_follow(path):
+                    image.load()
                 # The base class's getexif: that of PNG files would decode the photo. A TIFF's
                 # orientation is in its size already.
                 orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
@@ -197,6 +200,18 @@ def upright_size(path: Path) -> tuple[int, int]:
     if orientation in _TURNED_BY_A_QUARTER and not is_tiff:
         return height, width
     return width, height
+
+
+def _whole(side: object) -> object:
+    """A number that is written as a text, as the number."""
+    return int(side) if isinstance(side, str) and side.isdecimal() else side
+
+
+def _exif_may_follow(png: Path) -> bool:
+    """Whether a PNG may tell its orientation only after its pixels."""
+    with png.open("rb") as file:
+        file.seek(max(0, png.stat().st_size - _TAIL))
+        return b"eXIf" in file.read()
 
 
 def four_numbers(values: object, where: str, problems: list[str]) -> Corners | None:

@@ -67,8 +67,8 @@ def read_coco(
         problems.append(problem("entry unreadable", str(path), found))
     photos = _read_photos(entries, folder, path, problems)
     _read_boxes(content["annotations"], photos, categories, path, problems)
-    kept = [photo for photo in photos.values() if photo is not None]
-    return detection_set(kept, list(dict.fromkeys(categories.values())), classes, path, problems)
+    kept = {id(photo): photo for photo in photos.values() if photo is not None}.values()
+    return detection_set([*kept], list(dict.fromkeys(categories.values())), classes, path, problems)
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def _read_photos(
     for entry in entries:
         names[_key(entry.get("id"))].add(repr(entry.get("file_name")))
     photos: dict[Any, AnnotatedPhoto | None] = {}
+    files: dict[Path, AnnotatedPhoto] = {}
     for entry in entries:
         number = _key(entry.get("id"))
         where = f"{path}, image {number}"
@@ -190,7 +191,15 @@ def _read_photos(
                 photos[number] = None
         else:
             stated = entry.get("width"), entry.get("height")
-            photos[number] = check_photo(folder, entry.get("file_name"), stated, where, problems)
+            photo = check_photo(folder, entry.get("file_name"), stated, where, problems)
+            if photo is not None and files.setdefault(photo.path, photo) is not photo:
+                # As some tools write it, an image for each box: apart, each would lack the others'.
+                photo = files[photo.path]
+                found = (
+                    f"{photo.path} has another id as well; it is one photo, with the boxes of all"
+                )
+                problems.append(problem("file with several image ids", where, found))
+            photos[number] = photo
     return photos
 
 

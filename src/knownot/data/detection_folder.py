@@ -71,7 +71,7 @@ class _Source:
         else:
             names = None
             if self.file.is_file():
-                lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines = self.file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
                 names = [line.strip() for line in lines if line.strip()]
             photos = read_voc(*self.voc, names=names, classes=classes)
         if len(photos) == 0:
@@ -250,7 +250,10 @@ def _split_of(name: str) -> str | None:
     """The split that a name speaks of; None if none or several."""
     words = {_SPLIT_WORDS[w] for w in re.findall("[a-z]+", name.lower()) if w in _SPLIT_WORDS}
     if not words:
-        words = {split for word, split in _SPLIT_WORDS.items() if word in name.lower()}
+        # "fodTrainset", "trainval"; but "latest" is no test set.
+        parts = [part.lower() for part in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+        parts = [part for part in parts if part.startswith(tuple(_SPLIT_WORDS))]
+        words = {s for w, s in _SPLIT_WORDS.items() if any(w in part for part in parts)}
     return words.pop() if len(words) == 1 else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,17 +72,21 @@ def list_photos(root: str | Path) -> list[Path]:
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
         raise DataError(f"{root}: is a file; expected a folder of photos")
-    found = []
+    found = sorted(map(Path, walk_photos(root)))
+    if not found:
+        raise DataError(f"{root}: holds no photo (looked for .jpg, .png, .webp and the like)")
+    return found
+
+
+def walk_photos(root: Path) -> Iterator[str]:
+    """Names of all photos below a folder, as `list_photos` finds them, in no order."""
     # Links are followed, but not to what is walked through already, nor to what `root` lies in.
     walked = {root.resolve(), *root.resolve().parents}
     for folder, subfolders, names in os.walk(root, followlinks=True):
         places = {name: Path(folder, name).resolve() for name in sorted(subfolders)}
         subfolders[:] = [n for n in places if not n.startswith(".") and places[n] not in walked]
         walked.update(places.values())
-        found += [Path(folder, name) for name in names if is_photo_name(Path(name))]
-    if not found:
-        raise DataError(f"{root}: holds no photo (looked for .jpg, .png, .webp and the like)")
-    return sorted(found)
+        yield from (os.path.join(folder, name) for name in names if is_photo_name(Path(name)))
 
 
 def read_labelled(root: str | Path, classes: Sequence[str] | None = None) -> PhotoSet:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from knownot.errors import DataError, PhotoFormatError, PhotoSizeError
 
@@ -17,6 +17,15 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 100_000_000
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
@@ -84,7 +93,7 @@ def decode_photo(
                     scale = at_least / min(width, height)
                     image.draft("RGB", (round(width * scale), round(height * scale)))
                 image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(_upright(image))
     except (DataError, FileNotFoundError):
         raise
     except Image.DecompressionBombError:
@@ -102,9 +111,20 @@ def decode_photo(
         raise kind(f"{name}: not a readable photo ({reason}); repair or remove it") from None
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's own function writes all of EXIF anew, and fails over tags that are of no use here.
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        upright.info.pop(name, None)  # they say that it is not
+    return upright
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow image to 8-bit RGB: 16-bit is scaled, transparency laid on white."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which turns 16-bit photos white.

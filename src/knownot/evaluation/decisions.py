@@ -59,9 +59,17 @@ def read_decisions(path: Path) -> dict[Path, bool | None]:
     decisions: dict[Path, bool | None] = {}
     for row in reader:
         answer = (row["keep"] or "").strip().lower()
-        if answer not in _KEEP:
+        if answer not in _KEEP or not row["path"]:
+            what = f"keep is {answer!r}; write y, n or nothing" if row["path"] else "no path"
+            raise DataError(f"{path}, line {reader.line_num}: {what}")
+        photo, keep = Path(row["path"]).resolve(), _KEEP[answer]
+        before = decisions.get(photo)
+        if keep is None:  # a photo of several sets is listed in each
+            keep = before
+        if before is not None and keep != before:
             raise DataError(
-                f"{path}, line {reader.line_num}: keep is {answer!r}; write y, n or nothing"
+                f"{path}, line {reader.line_num}: keep is {answer!r}, and was the opposite for the "
+                f"same photo before ({photo})"
             )
-        decisions[Path(row["path"]).resolve()] = _KEEP[answer]
+        decisions[photo] = keep
     return decisions

@@ -187,7 +187,7 @@ def evaluate_detector(
     id_set = scored("ID", known, False)
     ood_sets = [scored(name, photos, True) for name, photos in sets.items()]
     summary = _summary(model, id_set, ood_sets, score, alpha, threshold)
-    summary["problems"] = known.problems
+    summary["problems"] = [one for photos in (known, *sets.values()) for one in photos.problems]
     return DetectionReport(summary, id_set, ood_sets, score, threshold, model.classes)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from knownot.data.image_folder import walk_photos
 from knownot.data.photo import decode_photo, is_photo_name
 from knownot.errors import DataError, ScoringError
 
@@ -64,10 +65,11 @@ def open_listed(photo: str, folder: str, at_least: int) -> Image.Image:
 def _list_disk(source: str) -> list[str]:
     if os.path.isfile(source):
         return [source]
-    if os.path.isdir(source):
-        source = os.path.join(glob.escape(source), "**", "*")
     # Names, no Path objects: there may be millions.
-    return sorted(filter(_is_photo, glob.iglob(source, recursive=True)))
+    if os.path.isdir(source):
+        return sorted(walk_photos(Path(source)))
+    found = glob.iglob(source, recursive=True)
+    return sorted(name for name in found if _is_photo(name) and os.path.isfile(name))
 
 
 def _list_store(source: str) -> list[str]:
@@ -75,9 +77,12 @@ def _list_store(source: str) -> list[str]:
 
     try:
         files, path = url_to_fs(source)
-        if not glob.has_magic(path) and files.isdir(path):
-            path = path.rstrip("/") + "/**"
-        return sorted(files.unstrip_protocol(name) for name in filter(_is_photo, files.glob(path)))
+        if files.isdir(path):
+            base, found = path, files.find(path)
+        else:
+            base, found = path.partition("*")[0], files.glob(path)
+        shown = (name for name in found if "/." not in name[len(base) - 1 :] and _is_photo(name))
+        return sorted(map(files.unstrip_protocol, shown))
     except Exception as error:  # each store's own; fsspec names the package that is missing
         raise ScoringError(f"{source}: cannot be listed ({error})") from None
 
