@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from knownot.benchmark import scores
 from knownot.benchmark.config import BenchmarkConfig
+from knownot.benchmark.image_sets import ood_images
 from knownot.benchmark.protocols import PROTOCOLS
-from knownot.benchmark.report import main_tables
+from knownot.benchmark.report import Table, main_tables
 from knownot.benchmark.results import read_rows
 from knownot.benchmark.run import run_benchmark
 from knownot.benchmark.workplace import Workplace
 from knownot.data.kept_files import read_tensors
-from knownot.errors import DataError, KnownotError
+from knownot.errors import ConfigError, DataError, KnownotError
 from knownot.models.model_folder import load
 from tests.helpers import UNKNOWN_COLOUR, cifar_tar, colour_folder, noisy
 
@@ -178,13 +180,46 @@ def test_sets_that_are_added_moved_or_cut_are_in_the_report(
     for group in ("far", "mean"):  # uniform noise, now alone, is apart
         assert summary.line("vos", "energy", group, "auroc").mean == pytest.approx(sum(values) / 3)
     assert summary.line("vos", "energy", "near", "auroc") is None
-    few = Workplace(
-        config.model_copy(update={"max_images": 5}), finished.data, output, finished.cache
+    for most, counted in ((5, {5}), (20, {12, 20})):
+        place = Workplace(
+            config.model_copy(update={"max_images": most}), finished.data, output, finished.cache
+        )
+        again = run_benchmark(place).summary
+        rows = [row for row in read_rows(output / "results.csv") if row.protocol == "paper"]
+        assert {row.n_ood for row in rows if row.score in ("energy", "combined")} == counted
+    assert again.line("vos", "energy", "blue", "auroc") == summary.line(
+        "vos", "energy", "blue", "auroc"
     )
-    run_benchmark(few)
-    rows = [row for row in read_rows(output / "results.csv") if row.protocol == "paper"]
-    assert {row.n_ood for row in rows if row.score in ("energy", "combined")} == {5}
     assert times(output / "models") == models
+
+
+def test_numbers_of_other_images_or_of_two_runs_are_not_mixed(
+    finished: Workplace, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(finished.data, tmp_path / "data"))
+    place = Workplace(finished.config, moved, finished.output, finished.cache)
+    with pytest.raises(ConfigError, match="holds numbers of the images in .*choose another folder"):
+        run_benchmark(place)
+    with (
+        FileLock(finished.output / "lock"),
+        pytest.raises(ConfigError, match="another benchmark is writing there"),
+    ):
+        run_benchmark(finished)
+
+
+def test_a_bar_in_a_name_is_no_column() -> None:
+    table = Table("t", ["training", "accuracy"], [["β | γ", "1"]], [0])
+    assert table.markdown().splitlines()[-1] == r"| **β \| γ** | **1** |"
+
+
+def test_a_set_is_looked_for_among_the_data_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blue").mkdir()
+    noisy(UNKNOWN_COLOUR, 0).save(tmp_path / "blue" / "other.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(ood_images("blue", data, 100)) == 12
+    assert len(ood_images(str(tmp_path / "blue"), data, 100)) == 1
 
 
 def test_ctrl_c_loses_no_finished_score(data: Path, tmp_path: Path, monkeypatch) -> None:

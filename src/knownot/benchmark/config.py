@@ -18,6 +18,9 @@ from knownot.benchmark.trainings import TRAININGS, Training
 from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError
 
+# What parts of the known set, and means over sets, are called in results.
+_RESERVED = {"train", "val", "test", "known", "mean", "near", "far"}
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,8 +119,16 @@ class BenchmarkConfig(_Strict):
         sets = self.sets
         if not sets or len(set(sets)) < len(sets):
             raise ValueError(f"near, far: expected different sets, at least one, got {sets}")
+        files = [file_name(name) for name in sets]
+        for name, file in zip(sets, files, strict=True):
+            if name in _RESERVED or files.count(file) > 1:
+                raise ValueError(
+                    f"near, far: {name!r} cannot name a set: results or files are called so"
+                )
         for name in self.apart:
             _known("apart", name, dict.fromkeys(sets))
+        if set(self.apart) == set(sets):
+            raise ValueError("apart: every set is apart, and no mean is left")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
         return self
@@ -155,6 +166,11 @@ class BenchmarkConfig(_Strict):
     def to_yaml(self) -> str:
         """The settings as a file that `knownot benchmark --config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def file_name(name: str) -> str:
+    """A name, of a set or a score, as that of a file."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
 
 
 def shipped() -> list[str]:

@@ -105,7 +105,7 @@ def known_images(name: str, data: Path, split: str) -> KnownImages:
 
 
 def _folder(name: str, data: Path) -> Images:
-    for folder in (Path(name), data / "ood" / name, data / name):
+    for folder in (data / "ood" / name, data / name, Path(name)):
         if folder.is_dir():
             return list_photos(folder)
     raise DataError(

@@ -46,7 +46,8 @@ class Table:
         """As a Markdown table under its title."""
         lines = [f"| {' | '.join(self.headings)} |", "|" + "---|" * len(self.headings)]
         for i, row in enumerate(self.rows):
-            cells = [f"**{cell}**" for cell in row] if i in self.chosen else row
+            cells = [cell.replace("|", "\\|") for cell in row]
+            cells = [f"**{cell}**" for cell in cells] if i in self.chosen else cells
             lines.append(f"| {' | '.join(cells)} |")
         return f"{self.title}\n\n" + "\n".join(lines)
 

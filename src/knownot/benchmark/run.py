@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from knownot.benchmark.arrays import Arrays, Fitted
@@ -20,10 +23,11 @@ from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.summary import Summary, summarise
 from knownot.benchmark.workplace import Workplace
 from knownot.data.kept_files import read_tensors, write_tensors, write_whole
-from knownot.errors import KnownotError
+from knownot.data.plain_yaml import read_settings
+from knownot.errors import ConfigError, DataError, KnownotError
 from knownot.models.classifier import UnknownAwareClassifier
 
-RESULTS, SUMMARY, SETTINGS = "results.csv", "summary.csv", "settings.yaml"
+RESULTS, SUMMARY, SETTINGS, DATA = "results.csv", "summary.csv", "settings.yaml", "data.txt"
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,55 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
     get_protocol(protocol)
     recipe = make_recipe(place)
     recipe.check()
-    write_whole(place.output / SETTINGS, lambda f: f.write_text(place.config.to_yaml(), "utf-8"))
+    with _alone(place.output):
+        rows = _rows_of_before(place)
+        failed: dict[str, str] = {}
+        for seed in place.config.seeds:
+            for training in place.config.methods:
+                _measure(place, recipe, protocol, training, seed, rows, failed)
+        summary = summarise(place, protocol, rows)
+        summary.save(place.output / SUMMARY)
+        report = write_report(place, protocol, summary, failed)
+        return BenchmarkResult(summary, failed, report)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """While no other benchmark writes to this folder: of two, one's numbers would be lost."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / "lock", blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{output}: another benchmark is writing there; wait for its end, or choose another "
+            "folder with -o"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror})") from None
+    with lock:
+        yield
+
+
+def _rows_of_before(place: Workplace) -> list[Row]:
+    """The numbers that an earlier run left and that are of the same images."""
+    data, settings = place.output / DATA, place.output / SETTINGS
+    here = str(place.data.resolve())
+    before = data.read_text("utf-8").strip() if data.is_file() else here
+    if before != here:
+        raise ConfigError(
+            f"{place.output}: holds numbers of the images in {before}; choose another folder with -o "
+            f"(or remove {data}, if those in {here} are the same)"
+        )
     rows = read_rows(place.output / RESULTS)
-    failed: dict[str, str] = {}
-    for seed in place.config.seeds:
-        for training in place.config.methods:
-            _measure(place, recipe, protocol, training, seed, rows, failed)
-    summary = summarise(place, protocol, rows)
-    summary.save(place.output / SUMMARY)
-    report = write_report(place, protocol, summary, failed)
-    return BenchmarkResult(summary, failed, report)
+    if settings.is_file():
+        most = read_settings(settings.read_text("utf-8"), str(settings)).get("max_images")
+        if most != place.config.max_images:  # the scores of each number of images are kept
+            rows = [row for row in rows if row.set == KNOWN]
+            write_rows(place.output / RESULTS, rows)
+    write_whole(data, lambda file: file.write_text(f"{here}\n", "utf-8"))
+    write_whole(settings, lambda file: file.write_text(place.config.to_yaml(), "utf-8"))
+    return rows
 
 
 def make_recipe(place: Workplace) -> Recipe:
@@ -87,7 +130,7 @@ def _measure(
     measured: dict[str, set[str]] = {name: set() for name in names}
     for row in rows:
         same = row.method == (protocol, training, row.score, seed, settings)
-        if same and row.n_ood <= place.config.max_images:
+        if same:
             measured.setdefault(row.score, set()).add(row.set)
     wanted = {name: set(place.config.sets) for name in names} | {"": {KNOWN}}
     missing = [name for name in names if not wanted[name] <= measured[name]]

@@ -48,7 +48,7 @@ class ScaledPhotos:
 
     def ood(self, name: str) -> list[Path]:
         """The photos of an OOD set; images that cannot be read are left out."""
-        folder = self.folder / "ood" / name
+        folder = self.place.scaled_folder(name, self.side)
         if not folder.is_dir():
             images = ood_images(name, self.place.data, self.place.config.max_images)
             write_whole(folder, lambda to: self._write(images, [to] * len(images), name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from knownot.benchmark.config import BenchmarkConfig
+from knownot.benchmark.config import BenchmarkConfig, file_name
 
 
 class Reporter(Protocol):
@@ -59,17 +59,20 @@ class Workplace:
 
     def arrays_file(self, training: str, seed: int, part: str) -> Path:
         """Where features of a set are kept."""
-        return self._kept("arrays", training, seed) / f"{_file_name(part)}.st"
+        return self._kept("arrays", training, seed) / f"{file_name(part)}.st"
 
     def scores_file(self, training: str, seed: int, score: str) -> Path:
         """Where one score of all sets is kept."""
-        return self._kept("scores", training, seed) / f"{_file_name(score)}.st"
+        return self._kept("scores", training, seed) / f"{file_name(score)}.st"
+
+    def scaled_folder(self, name: str, side: int) -> Path:
+        """Where the photos of an OOD set are kept, scaled to squares of `side` pixels."""
+        return self.output / "images" / str(side) / f"ood{self._of_so_many}" / file_name(name)
 
     def _kept(self, kind: str, training: str, seed: int) -> Path:
+        return self.output / kind / f"{self.run_name(training, seed)}{self._of_so_many}"
+
+    @property
+    def _of_so_many(self) -> str:
         most, usual = self.config.max_images, type(self.config).model_fields["max_images"].default
-        of_so_many = "" if most == usual else f"-{most}-images"
-        return self.output / kind / f"{self.run_name(training, seed)}{of_so_many}"
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+        return "" if most == usual else f"-{most}-images"
