@@ -198,7 +198,9 @@ def test_numbers_of_other_images_or_of_two_runs_are_not_mixed(
 ) -> None:
     moved = Path(shutil.copytree(finished.data, tmp_path / "data"))
     place = Workplace(finished.config, moved, finished.output, finished.cache)
-    with pytest.raises(ConfigError, match="holds numbers of the images in .*choose another folder"):
+    with pytest.raises(
+        ConfigError, match=r"holds numbers of the images in .*choose another folder"
+    ):
         run_benchmark(place)
     with (
         FileLock(finished.output / "lock"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from knownot.data.detection_set import DetectionSet, Objects
+from knownot.data.image_folder import names_digest
 from knownot.errors import ConfigError, DataError, ExportError
 from knownot.export.agreement import Agreement, check_agreement
 from knownot.export.export import export_model
@@ -197,6 +199,13 @@ def test_the_record_tells_what_photos_a_classifier_saw(tmp_path: Path) -> None:
     assert 32 <= len(some) <= 64
     assert set(some) < set(train)
     assert held_out == val
+    numbers = tmp_path / "model" / "training" / "metrics.json"
+    numbers.write_text(json.dumps({"val_digest": names_digest(val[1:], data)}))
+    (numbers.parent / "skipped.json").write_text(json.dumps({str(val[0]): "unreadable"}))
+    assert classifier_photos(tmp_path / "model", sorted(COLOURS)) == (some, val)
+    (data / "val" / "red" / "new.png").write_bytes(val[0].read_bytes())
+    assert classifier_photos(tmp_path / "model", sorted(COLOURS)) == ([], [])
+    numbers.unlink()
     assert classifier_photos(tmp_path / "model", ["cat", "dog"]) == ([], [])
     assert classifier_photos(tmp_path, sorted(COLOURS)) == ([], [])
 

@@ -23,6 +23,7 @@ from knownot.core.calibration import ConformalCalibration
 from knownot.data.photo import open_photo
 from knownot.data.thumbnails import Thumbnails
 from knownot.errors import ConfigError, DataError, TrainingError
+from knownot.export.recorded_photos import classifier_photos
 from knownot.models.model_folder import load
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.fit import Silent
@@ -83,6 +84,20 @@ def test_a_folder_of_photos_becomes_a_model_folder(photos: Path, tmp_path: Path,
     assert [a.nearest_class for a in known] == list(COLOURS)
     unknown = model.predict([noisy(UNKNOWN_COLOUR, 9000 + i) for i in range(5)])
     assert all(answer.is_unknown for answer in unknown)
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_an_export_takes_the_photos_that_were_held_out_or_none(
+    tmp_path: Path, finetune: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colour_folder(tmp_path / "data", 40)
+    (tmp_path / "data" / "red" / "0003.png").write_text("no photo")
+    monkeypatch.chdir(tmp_path)
+    run(Path("data"), Path("m"), finetune=finetune, epochs=1)
+    assert len(classifier_photos(Path("m"), sorted(COLOURS))[1]) == 16
+    for number in range(6):  # other photos are set aside then
+        noisy(COLOURS["green"], 90 + number).save(tmp_path / "data" / "green" / f"a{number}.png")
+    assert classifier_photos(Path("m"), sorted(COLOURS)) == ([], [])
 
 
 def test_thumbnails_are_those_of_the_features_kept(photos: Path, tmp_path: Path) -> None:

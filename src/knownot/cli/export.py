@@ -69,7 +69,7 @@ def export(
 
     Model and file answer for the same photos; if a label, a score or a box differs, nothing is
     written. A detector needs photos with objects, as generated ones hold hardly any: yours, or those
-    that it was validated on, where they still are.
+    that it was validated on, where they are still the same.
 
     In float16 or int8 answers do differ: the file is calibrated anew on the validation photos, and
     nothing is written if fewer than 95 % of photos of the known classes, or of the boxes in them, get

@@ -89,6 +89,12 @@ def walk_photos(root: Path) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in names if is_photo_name(Path(name)))
 
 
+def names_digest(paths: Iterable[Path], root: Path) -> str:
+    """Sixteen digits that other photos, but not the same ones under another folder, make differ."""
+    names = sorted(os.path.relpath(path, root) for path in paths)
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
 def read_labelled(root: str | Path, classes: Sequence[str] | None = None) -> PhotoSet:
     """Read `root/<class>/**/*.jpg`.
 

@@ -142,7 +142,7 @@ def _reduced(
         raise DataError(
             f"precision: {precision} needs {LEAST_PHOTOS} photos of the known classes or more to "
             f"compare answers on, found {len(compared_on)} (by default those of the validation, "
-            "where they still are); name some by --photos"
+            "where they are still the same); name some by --photos"
         )
     reduced = copy.deepcopy(model)
 

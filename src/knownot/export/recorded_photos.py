@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import yaml
 
 from knownot.data.detection_folder import read_detection_splits
 from knownot.data.detection_set import DetectionSet
-from knownot.data.image_folder import read_splits
+from knownot.data.image_folder import names_digest, read_splits
 from knownot.errors import KnownotError
 
 _MOST_IN_TRAINING = 64
@@ -26,13 +28,14 @@ def classifier_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], 
 
     Returns:
         Up to 64 files, and the files of validation; none if there is no record, the data are no
-        longer there, or they have other classes.
+        longer there or no longer the same, or they have other classes.
     """
     try:
         splits = read_splits(*_record(model))
+        same = _are_held_out(splits.val.paths, model)
     except _UNREADABLE:
         return [], []
-    if splits.train.classes != list(classes):
+    if splits.train.classes != list(classes) or not same:
         return [], []
     return spread(splits.train.paths, _MOST_IN_TRAINING), splits.val.paths
 
@@ -46,14 +49,15 @@ def detector_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], De
 
     Returns:
         Up to 64 files with objects, and the validation set; none if there is no record, the data are
-        no longer there, or they have other classes.
+        no longer there or no longer the same, or they have other classes.
     """
     nothing = DetectionSet([], [], list(classes))
     try:
         splits = read_detection_splits(*_record(model))
+        same = _are_held_out(splits.val.paths, model)
     except _UNREADABLE:
         return [], nothing
-    if splits.val.classes != nothing.classes:
+    if splits.val.classes != nothing.classes or not same:
         return [], nothing
     return spread(with_objects(splits.train), _MOST_IN_TRAINING), splits.val
 
@@ -66,6 +70,24 @@ def with_objects(photos: DetectionSet) -> list[Path]:
 def spread(paths: list[Path], most: int) -> list[Path]:
     """At most so many of the files, at even distances."""
     return paths[:: -(-len(paths) // most) or 1]
+
+
+def _are_held_out(paths: list[Path], model: Path) -> bool:
+    """Whether these photos are those that were held out.
+
+    Where a share of the photos was set aside, one photo more or less sets others aside.
+    """
+    training = model / "training"
+    metrics = training / "metrics.json"
+    digest = json.loads(metrics.read_text()).get("val_digest") if metrics.is_file() else None
+    if digest is None:  # a model from before it was noted
+        return True
+    data = Path(_record(model)[0])
+    skipped = {
+        os.path.relpath(path, data) for path in json.loads((training / "skipped.json").read_text())
+    }
+    kept = [path for path in paths if os.path.relpath(path, data) not in skipped]
+    return bool(digest == names_digest(kept, data))
 
 
 def _record(model: Path) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from knownot.data.image_folder import names_digest
 from knownot.data.plain_json import to_json
 from knownot.training.config import CommonConfig
 
@@ -42,6 +43,11 @@ class TrainResult:
             metrics,
             {Path(path): reason for path, reason in skipped.items()},
         )
+
+
+def held_out_digest(paths: list[Path], data: Path, skipped: dict[Path, str]) -> dict[str, str]:
+    """For the numbers: by what an export tells whether the photos of validation are still the same."""
+    return {"val_digest": names_digest([path for path in paths if path not in skipped], data)}
 
 
 def write_training_files(

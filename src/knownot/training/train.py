@@ -34,7 +34,12 @@ from knownot.training.head_first import train_head
 from knownot.training.lightning_module import VosTraining
 from knownot.training.plan import make_plan, steps_per_epoch
 from knownot.training.ranks import Ranks, check_shares, find_ranks
-from knownot.training.result import TRAINING, TrainResult, write_training_files
+from knownot.training.result import (
+    TRAINING,
+    TrainResult,
+    held_out_digest,
+    write_training_files,
+)
 from knownot.training.run_folder import RunFolder
 from knownot.training.weight_choice import train_with_chosen_weight
 
@@ -129,6 +134,7 @@ def _train(
     metrics = {
         **_metrics(model, learned, val),
         **_on_altered(model, val, altered),
+        **held_out_digest(splits.val.paths, config.data, skipped),
         "finetune": config.finetune,
         "seconds": time.monotonic() - started,
     }

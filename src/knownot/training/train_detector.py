@@ -31,7 +31,7 @@ from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.plan import make_detection_plan, steps_per_epoch
 from knownot.training.ranks import Ranks, check_shares, find_ranks
-from knownot.training.result import TrainResult, write_training_files
+from knownot.training.result import TrainResult, held_out_digest, write_training_files
 from knownot.training.run_folder import RunFolder
 
 # Training photos that the feature scores are fitted on: more make them no better.
@@ -104,6 +104,7 @@ def _train(
         **_metrics(model, splits, found, measured),
         **on_altered,
         **comparison,
+        **held_out_digest(splits.val.paths, config.data, skipped),
         "seconds": time.monotonic() - started,
     }
     model.card = model_card(model, metrics)
