@@ -278,6 +278,18 @@ def test_under_autocast_the_outliers_pass_the_head_too() -> None:
     assert loss.isfinite()
 
 
+def test_features_out_of_autocast_meet_a_head_outside() -> None:
+    head, vos = make(start_step=1)
+    features, labels = batch()
+    for _ in range(2):  # the second step draws outliers
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = head(features)
+        loss = vos(features.bfloat16(), logits, labels)
+    loss.backward()
+    assert loss.isfinite()
+    assert vos.eval()(features.bfloat16(), logits, labels).isfinite()
+
+
 def test_duplicate_and_constant_features_are_survived() -> None:
     for value in (torch.zeros(30, 4), torch.ones(30, 4), torch.randn(1, 4).expand(30, 4)):
         head, vos = make()
@@ -409,11 +421,13 @@ def test_wrong_arguments_are_named() -> None:
     wrong = {
         "weight": -1, "start_step": -1, "outliers_per_class": 0, "draws_per_class": 0,
         "min_count": 0, "tail_probability": 2.0, "gaussians": "queue", "phi": "linear",
-        "shrinkage": "none", "queue_size": 0, "outliers": "nops",
+        "shrinkage": "none", "queue_size": 0, "outliers": "nops", "radius_ratio": 0.0,
     }  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             make(**{name: value})
+    with pytest.raises(ValueError, match="min_count: expected at most the 1 features"):
+        make(queue_size=1)
     with pytest.raises(ValueError, match="head"):
         VirtualOutlierLoss(head=3, num_classes=2, feature_dim=2)
     _, vos = make()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -157,11 +158,32 @@ def test_other_objects_are_refused_in_words(model: UnknownAwareClassifier, photo
     assert "expected" in answer.error
 
 
+class TwoOutputs(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images.mean((2, 3)), images
+
+
 def test_predict_leaves_the_mode_as_it_was() -> None:
     model = tiny_model()
-    model.train()
+    model.train().neck.eval()  # as frozen norms are kept
+    before = {name: module.training for name, module in model.named_modules()}
     model.predict(noisy(COLOURS["red"], 0))
-    assert model.training
+    rows = torch.rand(30, model.scored_dim)
+    model.calibrate(rows, altered=[torch.rand(30, model.scored_dim)] * 2)
+    after = {name: module.training for name, module in model.named_modules()}
+    assert all(after[name] == mode for name, mode in before.items() if name in after)
+    assert set(before.values()) == {False, True}
+
+
+def test_impossible_requests_are_refused() -> None:
+    model = tiny_model()
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match="batch_size: expected at least 1"):
+            model.predict([noisy(COLOURS["red"], 0)] * 3, batch_size=size)
+    with pytest.raises(ValueError, match="at least one held-out row"):
+        model.calibrate(torch.rand(0, model.scored_dim))
+    with pytest.raises(ConfigError, match=r"alpha: expected a fraction in \(0, 1\), got 0"):
+        UnknownAwareClassifier(tiny_backbone(), 8, ["a", "b"], alpha=0)
 
 
 def test_classwise_calibration_uses_the_predicted_class() -> None:
@@ -289,5 +311,15 @@ def test_wrong_backbones_are_named(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "w.pth")
     with pytest.raises(ModelFileError, match="does not fit"):
         create_backbone("resnet10t", str(tmp_path / "w.pth"))
+    torch.save(torch.ones(3), tmp_path / "w.pth")
+    with pytest.raises(
+        ModelFileError, match="expected tensors by name, a state_dict, got a Tensor"
+    ):
+        create_backbone("resnet10t", str(tmp_path / "w.pth"))
     with pytest.raises(ConfigError, match="expected features of shape"):
         feature_width(nn.Conv2d(3, 4, 3), 32)
+    with pytest.raises(ConfigError, match=r"expected features of shape \(N, D\), got tuple"):
+        feature_width(TwoOutputs(), 32)
+    vit = timm.create_model("test_vit", num_classes=0)
+    with pytest.raises(ConfigError, match=r"takes no images of 33 pixels .*its own are of 160"):
+        feature_width(vit, 33)

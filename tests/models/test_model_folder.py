@@ -44,6 +44,14 @@ def test_round_trip_gives_the_same_answers(tmp_path: Path, classwise, gaussians,
     assert again.vos.steps == model.vos.steps
 
 
+def test_what_a_backbone_is_wrapped_in_for_training_is_not_saved(tmp_path: Path) -> None:
+    model = copy.deepcopy(trained())
+    expected = model.predict(PHOTOS)
+    model.backbone = torch.compile(model.backbone)
+    save(model, tmp_path / "m")
+    assert load(tmp_path / "m", backbone=tiny_backbone(5)).predict(PHOTOS) == expected
+
+
 def test_a_folder_from_before_the_factor_was_kept_is_read(tmp_path: Path) -> None:
     model = saved(tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"

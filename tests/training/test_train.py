@@ -8,6 +8,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +188,43 @@ def test_resume_refuses_other_settings_and_names_them(photos: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"lr \(0\.01 -> 0\.5\)"):
         run(photos, tmp_path / "m", resume=True, lr=0.5)
     run(photos, tmp_path / "m", resume=True, alpha=0.1)  # concerns what comes after training
+
+
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_resume_refuses_other_classes(photos: Path, tmp_path: Path, finetune: str) -> None:
+    data = Path(shutil.copytree(photos, tmp_path / "p"))
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "m", Interrupt(4), finetune=finetune)
+    for split in ("train", "val"):  # "green" was the first, this is the last
+        (data / split / "green").rename(data / split / "verdant")
+    with pytest.raises(ConfigError, match="classes were green, red and are red, verdant"):
+        run(data, tmp_path / "m", finetune=finetune, resume=True)
+    assert (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_reading_process_that_fails_ends_the_training(tmp_path: Path) -> None:
+    """A photo vanishes: the command says so in a sentence, and ends."""
+    data = colour_folder(tmp_path / "data" / "train", 40).parent
+    colour_folder(data / "val", 25, start=100)
+    flags = "--arch test_resnet --weights none --image-size 32 --finetune all --epochs 400"
+    command = ["-m", "knownot", "train", data, "-o", tmp_path / "m", *flags.split()]
+    command += ["--batch-size", 8, "--device", "cpu"]
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True
+    ) as training:
+        while not (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists():
+            assert training.poll() is None, training.communicate()
+            time.sleep(0.02)
+        (data / "train" / "red" / "0003.png").unlink()
+        _, said = training.communicate(timeout=60)
+    assert training.returncode == 1
+    assert "0003.png" in said
+    assert "Traceback" not in said
+
+
+def test_streaming_moments_make_no_outliers_of_features(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="outliers: npos is made from remembered features"):
+        run(photos, tmp_path / "m", gaussians="streaming", outliers="npos")
 
 
 def test_a_run_is_resumed_from_another_folder(

@@ -64,7 +64,9 @@ def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
         >>> fpr95_ood_positive(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 4.0]))
         0.5
     """
-    return fpr_at_tpr(-torch.as_tensor(ood_scores), -torch.as_tensor(id_scores), 0.95)
+    # In float64, as integers without a sign cannot be negated.
+    id_scores, ood_scores = (torch.as_tensor(s).double() for s in (id_scores, ood_scores))
+    return fpr_at_tpr(-ood_scores, -id_scores, 0.95)
 
 
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:

@@ -36,17 +36,10 @@ def make_sampler(
     Raises:
         ValueError: If the name is unknown.
     """
-    tails = {"gaussian": GaussianTail, "diagonal": DiagonalTail, "per-class": PerClassTail}
-    others = {
-        "noise": Noise,
-        "noisy-features": NoisyFeatures,
-        "mixup": Mixup,
-        "npos": NonParametric,
-    }
-    if name in tails:
-        return tails[name](feature_dim, outliers_per_class, draws_per_class, radius_scale)
-    if name in others:
-        return others[name](feature_dim, outliers_per_class)
+    if name in _TAILS:
+        return _TAILS[name](feature_dim, outliers_per_class, draws_per_class, radius_scale)
+    if name in _OTHERS:
+        return _OTHERS[name](feature_dim, outliers_per_class)
     raise ValueError(f"outliers: expected one of {', '.join(get_args(OutlierName))}, got {name!r}")
 
 
@@ -252,3 +245,18 @@ def _spread(upper: Tensor) -> Tensor:
     """`s`, the root mean variance of a feature within its class, scalar."""
     norm: Tensor = torch.linalg.vector_norm(upper)
     return norm.div(upper.shape[0] ** 0.5)
+
+
+_TAILS: dict[str, type[GaussianTail]] = {
+    "gaussian": GaussianTail,
+    "diagonal": DiagonalTail,
+    "per-class": PerClassTail,
+}
+_OTHERS: dict[str, type[Noise | NoisyFeatures | Mixup | NonParametric]] = {
+    "noise": Noise,
+    "noisy-features": NoisyFeatures,
+    "mixup": Mixup,
+    "npos": NonParametric,
+}
+# Of what takes remembered features, not their moments alone.
+FROM_FEATURES = frozenset(n for n, kind in {**_TAILS, **_OTHERS}.items() if kind.reads_windows)

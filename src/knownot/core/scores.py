@@ -192,7 +192,10 @@ def _class_means_and_factor(
     sums = torch.zeros(num_classes, width, dtype=torch.float64)
     for of_part, classes in parts:
         sums.index_add_(0, classes, of_part.double())
-    means = sums / torch.bincount(labels, minlength=num_classes).clamp(min=1).unsqueeze(1)
+    counts = torch.bincount(labels, minlength=num_classes)
+    means = sums / counts.clamp(min=1).unsqueeze(1)
+    # A class without a row has no mean, and is nearest to nothing: it stands where another does.
+    means[counts == 0] = means[counts.argmax()].clone()
     scatter = torch.zeros(width, width, dtype=torch.float64)
     for of_part, classes in parts:
         deviations = of_part.double() - means[classes]

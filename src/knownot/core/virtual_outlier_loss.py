@@ -160,6 +160,13 @@ class VirtualOutlierLoss(nn.Module):
             if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = _GAUSSIANS[gaussians](num_classes, feature_dim, queue_size, shrinkage)
+        if isinstance(gaussians, WindowGaussians) and min_count > gaussians.queue_size:
+            raise ValueError(
+                f"min_count: expected at most the {gaussians.queue_size} features that a class's "
+                f"window holds, got {min_count}: no class would ever be ready"
+            )
+        if radius_ratio is not None and not radius_ratio > 0:
+            raise ValueError(f"radius_ratio: expected a positive number, got {radius_ratio}")
         exact_ratio = chi_square.radius_ratio(feature_dim, draws_per_class)
         radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
         if isinstance(outliers, str):
@@ -279,7 +286,8 @@ class VirtualOutlierLoss(nn.Module):
                 "lost; use DistributedDataParallel (torchrun), or one device"
             )
         if not self.training:
-            return self._loss(logits, labels, self.sample_outliers().to(features.dtype))
+            outliers = self.sample_outliers().to(self._dtype_for_head(features))
+            return self._loss(logits, labels, outliers)
         ranks = world_size()
         rows, joint_labels = gather_rows(features, labels)
         started = self.started
@@ -299,7 +307,8 @@ class VirtualOutlierLoss(nn.Module):
         noise = self.sampler.draw(self.classes_per_step, features.device, generator)
         refactor = captured or self.gaussians.factor_due()
         step = self._compiled_step or self._step
-        return step(features, logits, labels, rows, joint_labels, classes, noise, refactor)
+        dtype = self._dtype_for_head(features)
+        return step(dtype, logits, labels, rows, joint_labels, classes, noise, refactor)
 
     def count_step(self, rows: int) -> None:
         """What a training step does on the host: count, and clear rounding from the moments at times.
@@ -323,7 +332,7 @@ class VirtualOutlierLoss(nn.Module):
 
     def _step(
         self,
-        features: Tensor,
+        dtype: torch.dtype,
         logits: Tensor,
         labels: Tensor,
         rows: Tensor,
@@ -336,7 +345,7 @@ class VirtualOutlierLoss(nn.Module):
         if refactor:
             self.gaussians.refactor()
         outliers = self.sampler.place(noise, self.gaussians, self.gaussians.upper, classes)
-        outliers = outliers.flatten(0, 1).to(features.dtype)
+        outliers = outliers.flatten(0, 1).to(dtype)
         return self._loss(logits, labels, outliers, classes, joint_labels)
 
     def _loss(
@@ -365,6 +374,14 @@ class VirtualOutlierLoss(nn.Module):
         total = rows + ready.sum() * self.sampler.outliers_per_class
         weights[len(logits) :] *= self.num_classes / (ranks * self.classes_per_step)
         return self.weight * ranks * uncertainty_loss(phi, is_id, weights, total)
+
+    def _dtype_for_head(self, features: Tensor) -> torch.dtype:
+        """What the head takes: features that come out of autocast may be of lower precision."""
+        head = self._head[0]
+        weight = next(head.parameters(), None) if isinstance(head, nn.Module) else None
+        if weight is None or torch.is_autocast_enabled(features.device.type):
+            return features.dtype
+        return weight.dtype if weight.is_floating_point() else features.dtype
 
     def _in_range(self, labels: Tensor) -> Tensor:
         return labels == labels.clamp(0, self.num_classes - 1)

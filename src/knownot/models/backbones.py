@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from knownot.errors import ConfigError, ModelFileError
+from knownot.models.modes import evaluating
 from knownot.models.preprocessing import Preprocessing
 
 DEFAULT = "tf_efficientnet_lite0"
@@ -92,18 +93,26 @@ def pixel_statistics(architecture: str) -> tuple[list[float], list[float]]:
 
 
 def feature_width(backbone: nn.Module, image_size: int) -> int:
-    """Width D of the features that `backbone` makes of images of `image_size` pixels."""
-    width = getattr(backbone, "num_features", None)
+    """Width D of the features that `backbone` makes of images of `image_size` pixels.
+
+    Raises:
+        ConfigError: If it takes no such images, or makes something else of them.
+    """
     probe = next(backbone.parameters(), torch.zeros(()))
-    was_training = backbone.training
-    backbone.eval()
-    with torch.no_grad():
-        features = backbone(probe.new_zeros(2, 3, image_size, image_size))
-    backbone.train(was_training)
-    if features.ndim != 2:
+    try:
+        with evaluating(backbone), torch.no_grad():
+            features = backbone(probe.new_zeros(2, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        own = getattr(backbone, "default_cfg", {}).get("input_size", (3, None))[-1]
+        remedy = f"its own are of {own}" if own else "give another size"
+        reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"backbone: expected features of shape (N, D), got {tuple(features.shape)} "
-            f"(num_features {width}); add pooling and flattening"
+            f"image_size: the backbone takes no images of {image_size} pixels ({reason}); {remedy}"
+        ) from error
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        found = tuple(getattr(features, "shape", ())) or type(features).__name__
+        raise ConfigError(
+            f"backbone: expected features of shape (N, D), got {found}; add pooling and flattening"
         )
     return int(features.shape[1])
 
@@ -153,11 +162,15 @@ def _load_file(backbone: nn.Module, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: dict[str, Any] = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelFileError(f"{path}: not a readable weights file ({error})") from None
+    if not isinstance(state, dict):
+        raise ModelFileError(
+            f"{path}: expected tensors by name, a state_dict, got a {type(state).__name__}"
+        )
     nested = state.get("state_dict", state)
     state = nested if isinstance(nested, dict) else state
     own = backbone.state_dict()

@@ -18,6 +18,7 @@ from knownot.errors import ConfigError
 from knownot.models.answers import answers_in_order
 from knownot.models.cpu_workers import cpu_workers
 from knownot.models.earlier_map import EarlierMap, features_and_map
+from knownot.models.modes import evaluating
 from knownot.models.prediction import UNKNOWN, Prediction
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import UnknownAwareModel, VosSettings
@@ -204,16 +205,13 @@ class UnknownAwareClassifier(UnknownAwareModel):
             altered: Features (m, S) of such photos after each way of `knownot.data.altered`: they
                 choose the parts of the combined score. Without them it keeps the parts that it has.
         """
-        self.eval()
-        if altered:
-            known, *outliers = (
-                (output.logits, output.scored_features)
-                for output in (
-                    self.classify(rows.to(self.device)) for rows in (scored_features, *altered)
-                )
+        with evaluating(self):
+            output, *of_altered = (
+                self.classify(rows.to(self.device)) for rows in (scored_features, *altered)
             )
+        if altered:
+            known, *outliers = ((o.logits, o.scored_features) for o in (output, *of_altered))
             self.choose_combination(known, outliers)
-        output = self.classify(scored_features.to(self.device))
         groups = output.logits.argmax(1).cpu() if classwise else None
         self.calibrate_rows(output.logits, output.scored_features, groups)
 
@@ -264,21 +262,18 @@ class UnknownAwareClassifier(UnknownAwareModel):
         score = score or self.default_score
         self.calibration(score)  # a wrong name is told before any photo is read
         alpha = self.valid_alpha(alpha)
-        was_training = self.training
-        self.eval()
-        try:
-            size = batch_size or self.batch_size
-            with cpu_workers(self.device, len(photos), size) as workers:
-                yield from answers_in_order(
-                    photos,
-                    self._pixels,
-                    lambda pixels: self._answer(torch.stack(pixels), alpha, score),
-                    Prediction.failed,
-                    size,
-                    workers,
-                )
-        finally:
-            self.train(was_training)
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, got {size}")
+        with evaluating(self), cpu_workers(self.device, len(photos), size) as workers:
+            yield from answers_in_order(
+                photos,
+                self._pixels,
+                lambda pixels: self._answer(torch.stack(pixels), alpha, score),
+                Prediction.failed,
+                size,
+                workers,
+            )
 
     @property
     def batch_size(self) -> int:

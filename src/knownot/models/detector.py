@@ -83,6 +83,7 @@ class UnknownAwareDetector(UnknownAwareModel):
             images: Photos (3, H, W), uint8 or floats in [0, 1], of any sizes.
             targets: For each photo `boxes` (B, 4), corners in pixels, and `labels` (B,) in [0, K).
         """
+        targets = [{**target, "labels": target["labels"].long()} for target in targets]
         losses, matched = self.regions.losses([_unit_range(image) for image in images], targets)
         losses["loss_vos"] = self.vos(matched.features, matched.logits, matched.labels)
         return losses
@@ -102,6 +103,8 @@ class UnknownAwareDetector(UnknownAwareModel):
             `ood_score` (B,), `p_value` (B,), float64, and `is_unknown` (B,), bool, of the default
             score at `alpha`.
         """
+        if not images:
+            return []
         found = self.regions.detect([_unit_range(image) for image in images], proposals)
         for detections in found:
             detections.setdefault("scored_features", detections["features"])

@@ -9,8 +9,6 @@ other; one distance of two layers side by side has nothing to weigh, and sees wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from knownot.core.energy import at_least_float32
 from knownot.errors import ConfigError
+from knownot.models.modes import evaluating
 
 # How networks of timm, and others that look like them, answer a call that they cannot serve.
 _REFUSALS = (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError)
@@ -43,13 +42,13 @@ def find_earlier_map(backbone: nn.Module, image_size: int) -> EarlierMap | None:
 
     None where a backbone tells no maps, or has them all at one resolution, as plain vision transformers do.
     """
-    with _looking_at(backbone):
+    with evaluating(backbone), torch.no_grad():
         return _find(backbone, image_size)
 
 
 def check_earlier_map(backbone: nn.Module, image_size: int, earlier: EarlierMap) -> None:
     """Raise `ConfigError` unless the backbone has this map."""
-    with _looking_at(backbone):
+    with evaluating(backbone), torch.no_grad():
         widths = [one.shape[1] for one in _maps(backbone, image_size)]
     if widths[earlier.index : earlier.index + 1] != [earlier.width]:
         raise ConfigError(
@@ -90,18 +89,6 @@ def _maps(backbone: nn.Module, image_size: int) -> list[Tensor]:
         return _last_and_maps(backbone, _probe(backbone, image_size), None)[1]
     except _REFUSALS:
         return []
-
-
-@contextmanager
-def _looking_at(backbone: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and the mode of before at the end."""
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        backbone.train(was_training)
 
 
 def _probe(backbone: nn.Module, image_size: int) -> Tensor:

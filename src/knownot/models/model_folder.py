@@ -60,7 +60,10 @@ def save(
     config = describe(model)
     check_free(folder, overwrite)
     # Layers that share a tensor each get their own in the file.
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    state = {
+        _own_name(name, model): tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -88,6 +91,14 @@ def save(
             raise DataError(f"{folder}: cannot be written ({error}); is the disk full?") from None
         raise
     return folder
+
+
+def _own_name(name: str, model: nn.Module) -> str:
+    """Name of a tensor in the model itself, whatever a part of it is wrapped in for training."""
+    for part, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            name = name.replace(f"{part}.module.", f"{part}.", 1)
+    return name.replace("_orig_mod.", "")  # torch.compile's
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -35,7 +35,7 @@ class VosSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: float = Field(0.1, ge=0)
-    queue_size: int = Field(1000, ge=1)
+    queue_size: int = Field(1000, ge=2)
     draws_per_class: float = Field(10_000.0, ge=1)
     outliers_per_class: int = Field(1, ge=1)
     tail_probability: float | None = Field(None, gt=0, lt=1)
@@ -75,7 +75,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
             raise ConfigError(
                 f"classes: expected different names, none of them {UNKNOWN!r}, got {self.classes}"
             )
-        self.alpha = alpha
+        self.alpha = self.valid_alpha(alpha)
         self.classwise = False
         self.default_score = COMBINED
         self.feature_scores: FeatureScores | None = None
@@ -121,7 +121,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.feature_scores = FeatureScores.fit(
             features.cpu(),
-            labels.cpu(),
+            labels.cpu().long(),
             len(self.classes),
             k=k,
             generator=generator,
@@ -190,6 +190,8 @@ class UnknownAwareModel(HubMethods, nn.Module):
             groups: As in `calibrate_rows`.
             known: As in `calibrate_rows`.
         """
+        if not all(map(len, scores.values())):
+            raise ValueError("scores: expected those of at least one held-out row")
         self.card = None
         chosen = COMBINED_PARTS if self.combined is None else self.combined.parts
         scores = dict(scores)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from knownot.core.gaussians import Shrinkage
-from knownot.core.other_outliers import OutlierName
+from knownot.core.other_outliers import FROM_FEATURES, OutlierName
 from knownot.core.phi import PhiName
 from knownot.data.cores import usable_cores
 from knownot.data.detection_folder import looks_like_detection
@@ -152,6 +152,10 @@ class CommonConfig(BaseModel):
         if gaussians == "auto":
             window_bytes = 4 * num_classes * self.queue_size * feature_dim
             gaussians = "window" if window_bytes <= 512 * 2**20 else "streaming"
+        if gaussians == "streaming" and self.outliers in FROM_FEATURES:
+            raise ConfigError(
+                f"outliers: {self.outliers} is made from remembered features; use --gaussians window"
+            )
         return VosSettings(
             weight=self.vos_weight,
             queue_size=self.queue_size,

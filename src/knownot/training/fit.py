@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from knownot.errors import TrainingError
+from knownot.errors import KnownotError, TrainingError
 from knownot.models.model_folder import choose_device
 from knownot.training.config import CommonConfig
 from knownot.training.interrupts import signals_between_steps
@@ -113,7 +114,7 @@ def fit(
                 num_sanity_val_steps=0,
                 **options,
             )
-            with _failing_together(trainer):
+            with _failing_together(trainer), _readers_ended():
                 trainer.fit(module, ckpt_path=run.checkpoint())
     except KeyboardInterrupt:
         if ranks.first:
@@ -122,6 +123,34 @@ def fit(
         torch.distributed.destroy_process_group()
     if not ranks.first:
         raise SystemExit(0)
+    if not all(weights.isfinite().all() for weights in module.parameters()):
+        raise TrainingError("the last step left weights that are not finite; try a lower --lr")
+
+
+@contextmanager
+def _readers_ended() -> Iterator[None]:
+    """After an error no process of a data loader is left, and what one of them said is said plainly.
+
+    They leave SIGTERM to the trainer, and so to the end of this process, which would wait for them
+    while the error keeps them.
+    """
+    before = {process.pid for process in multiprocessing.active_children()}
+    try:
+        yield
+    except Exception as error:
+        for process in multiprocessing.active_children():
+            if process.pid not in before:
+                process.kill()
+        said = str(error)
+        if isinstance(error, KnownotError) and " in DataLoader worker process " in said:
+            name = type(error).__name__
+            raise type(error)(said.rpartition(f"{name}: ")[2].strip()) from None
+        if isinstance(error, RuntimeError) and said.startswith("DataLoader worker"):
+            raise TrainingError(
+                f"a process that reads photos ended ({said.splitlines()[0]}); where memory ran out, "
+                "try --workers 0 or a smaller --batch-size"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def train_head(model: UnknownAwareClassifier, learned: FeatureRows, config: Trai
     )
     model.neck.train()
     for _ in range(_EPOCHS):
-        for batch in torch.randperm(len(rows), generator=order).chunk(batches):
+        for batch in torch.randperm(len(rows), generator=order).tensor_split(batches):
             logits = model.classify(rows[batch]).logits
             loss = F.cross_entropy(logits, labels[batch])
             optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -58,24 +59,28 @@ class RunFolder:
         """Whether there is work to go on with: an epoch, or a training of several."""
         return self.checkpoint() is not None or self.candidates.is_dir()
 
-    def open(self, skipped: dict[Path, str]) -> None:
+    def open(self, skipped: dict[Path, str], classes: Sequence[str] = ()) -> None:
         """Make the folder; what an earlier run left is removed unless this one resumes it.
 
         Args:
             skipped: Path and reason of every photo found unreadable, for the other processes.
+            classes: Names of the classes, in order; a run that goes on must have the same.
 
         Raises:
-            ConfigError: If another process has it open.
+            ConfigError: If another process has it open, or the classes have changed.
             DataError: If it cannot be written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-            if not self.config.resume:
+            if self.config.resume:
+                self._check_classes(classes)
+            else:
                 self._clear()
             self.logs.mkdir(exist_ok=True)
             (self.root / "config.yaml").write_text(_absolute(self.config).to_yaml())
             (self.root / "skipped.json").write_text(json.dumps([*map(str, skipped)]))
+            (self.root / "classes.json").write_text(json.dumps([*classes]))
         except Timeout:
             raise ConfigError(
                 f"{self.config.output}: another process is training it; wait for its end, or choose "
@@ -127,6 +132,16 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != "lock":
                 path.unlink()
+
+    def _check_classes(self, classes: Sequence[str]) -> None:
+        """Refuse to go on with a network whose outputs would get other names."""
+        file = self.root / "classes.json"
+        before = json.loads(file.read_text()) if file.is_file() else [*classes]
+        if before != [*classes]:
+            raise ConfigError(
+                f"resume: the classes were {', '.join(before)} and are {', '.join(classes)}; name "
+                "them as before, or use --overwrite in place of --resume to start anew"
+            )
 
     def _check_same(self) -> None:
         try:

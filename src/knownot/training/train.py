@@ -110,7 +110,7 @@ def _train(
     check_shares(config, len(splits.train))
     reporter.plan(make_plan(model, splits, config, str(device)))
     if ranks.first:
-        run.open(skipped)
+        run.open(skipped, model.classes)
 
     if config.finetune == "head":
         cache = cache or default_cache()
@@ -126,6 +126,7 @@ def _train(
         photos = AugmentedPhotos(splits.train, model.preprocessing)
         _fit(model, photos, config, run, reporter, ranks, peer)
         learned, val, paths = _features(model.to(device), splits, None, reporter, skipped)
+        _check_left(learned.labels, val.labels, model.classes, config.data)
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
     kept = cache if config.finetune == "head" else None

@@ -79,7 +79,7 @@ def _train(
     reporter.plan(make_detection_plan(model, splits, config, str(device)))
     before = None
     if ranks.first:
-        run.open(skipped)
+        run.open(skipped, model.classes)
         before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
     steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
     model.vos.start_step = config.start_step(steps)
@@ -97,6 +97,7 @@ def _train(
     comparison = before.compare(measured["map"], config.map_tolerance) if before else {}
     if before is not None and comparison["kept_old_weights"]:
         model, found, measured = before.model.to(device), before.found, before.measured
+        model.alpha = config.alpha
         on_altered = {}
     else:
         on_altered = _calibrate(model, splits, found, config, reporter, skipped)
