@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,42 @@ def test_names_that_are_no_text_or_look_like_markup(
         "evaluate", model, "--id", folder.parent, "--ood", folder, "-o", target
     )
     assert "is a file; give the name of a folder" in report.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_no_text_are_printed_where_output_is_strict(
+    model: Path, tmp_path: Path
+) -> None:
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    noisy(COLOURS["red"], 5).save(os.fsdecode(odd))
+    done = subprocess.run(
+        [sys.executable, "-m", "knownot", "predict", model, os.fsdecode(odd)],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict", "COLUMNS": "400"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert odd in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_the_same_in_json_and_reports_in_folders_with_brackets(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    ood = tmp_path / "ood [raw]"
+    ood.mkdir()
+    (ood / os.fsdecode(b"\xff.png")).write_text("no photo")
+    noisy(COLOURS["red"], 1).save(ood / "a.png")
+    report = tmp_path / "rep [raw]"
+    arguments = ("evaluate", model, "--id", photos / "test", "--ood", ood, "-o", report)
+    done = knownot_command(*arguments, "--json")
+    (skipped,) = json.loads(done.out)["skipped"]
+    assert skipped == os.path.join(ood, os.fsdecode(b"\xff.png"))
+    assert "\\udcff" in done.out
+    assert "rep [raw]/report.html" in knownot_command(*arguments).err
+    nowhere = knownot_command(*arguments[:-1], "/proc/report")
+    assert "/proc/report: cannot be written" in nowhere.err
+    assert "a name ending in .jsonl" in knownot_command("predict", model, ood, "-o", "x.json").err
+    assert "no such file" in knownot_command("predict", model, "a" * 300 + ".jpg").err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="about pipes")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import (
-    check_report_folder,
     percent,
     photo_progress,
     print_json,
+    report_folder,
     stderr,
     stdout,
 )
@@ -61,8 +61,7 @@ def audit(
     from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.model_folder import load
 
-    check_report_folder(output)
-    output = output or model.parent / f"{model.resolve().name}-audit"
+    output = report_folder(output, model, "audit")
     if decisions is None:
         check_undecided(output / TABLE)  # before any photo is looked at
     loaded = load(model, device=device)

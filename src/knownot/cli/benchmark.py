@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knownot.cli.console import photo_progress, print_json, stderr, stdout
+from knownot.cli.console import photo_progress, plain, print_json, stderr, stdout
 from knownot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def benchmark(
         print_json({"protocol": protocol, "lines": lines, "failed": result.failed})
         return
     _print(settings, protocol, result)
-    stderr().print(f"report: {result.report}", soft_wrap=True)
+    stderr().print(f"report: {result.report}", soft_wrap=True, markup=False)
 
 
 def _data(given: Path | None) -> Path:
@@ -124,4 +124,4 @@ def _print(config: BenchmarkConfig, protocol: str, result: BenchmarkResult) -> N
             drawn.add_row(*row, **style)
         stdout().print(drawn)
     for method, reason in result.failed.items():
-        stderr().print(f"[yellow]not computed:[/] {method}: {reason}", soft_wrap=True)
+        stderr().print(f"[yellow]not computed:[/] {method}: {plain(reason)}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,10 +38,22 @@ def plain(text: object) -> str:
     return escape(str(text))
 
 
-def check_report_folder(output: Path | None) -> None:
-    """Raise `DataError` now, not after the measurement, if a report cannot lie there."""
-    if output is not None and output.exists() and not output.is_dir():
-        raise DataError(f"{output}: is a file; give the name of a folder")
+def report_folder(output: Path | None, model: Path, kind: str) -> Path:
+    """Where a report goes, by default beside the model.
+
+    Raises:
+        DataError: Now, not after the measurement, if it cannot lie there.
+    """
+    folder = output or model.parent / f"{model.resolve().name}-{kind}"
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; give the name of a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); use -o") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written; choose another place with -o")
+    return folder
 
 
 def note_if_nothing_is_unknown(calibrated_on: int | None, alpha: float) -> None:
@@ -76,7 +89,7 @@ def photo_progress(
     )
 
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

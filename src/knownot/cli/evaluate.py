@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import (
-    check_report_folder,
     note_if_nothing_is_unknown,
     percent,
     photo_progress,
+    plain,
     print_json,
+    report_folder,
     stderr,
     stdout,
 )
@@ -71,7 +72,7 @@ def evaluate(
     from knownot.models.detector import UnknownAwareDetector
     from knownot.models.model_folder import load
 
-    check_report_folder(output)
+    output = report_folder(output, model, "evaluation")
     folders = [*(ood or []), *(more_ood or [])]
     loaded = load(model, device=device)
     report: Report | DetectionReport
@@ -94,13 +95,13 @@ def evaluate(
             if proposals:
                 raise ConfigError("--proposals: is one of detectors, and the model is a classifier")
             report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
-    path = report.save(output or model.parent / f"{model.resolve().name}-evaluation")
+    path = report.save(output)
     if json_output:
         print_json(report.summary)
         return
     _print(report)
     note_if_nothing_is_unknown(loaded.calibrated_on, report.summary["alpha"])
-    stderr().print(f"report: {path}", soft_wrap=True)
+    stderr().print(f"report: {plain(path)}", soft_wrap=True)
 
 
 def _print(report: Report | DetectionReport) -> None:

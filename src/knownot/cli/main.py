@@ -6,6 +6,7 @@ for torch.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -74,6 +75,9 @@ def group(
 def main() -> None:
     """Entry point: run a command; an expected error is one sentence, not a traceback."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Names of files need not be UTF-8, and are printed as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         app()
     except KnownotError as error:

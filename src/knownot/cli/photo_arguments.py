@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,15 +28,15 @@ def expand(patterns: Iterable[str]) -> list[Path]:
     paths: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
+        if os.path.isdir(path):  # Path's own methods raise for names that are too long
             paths += _photos_in(path)
-        elif path.exists():
+        elif os.path.exists(path):
             paths.append(path)
         else:
             # '*' is for photos; videos, which take long, are meant by '*.mp4' alone.
             wanted = is_video if is_video(path) else is_photo_name
             found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-            matches = [p for p in found if p.is_file() and wanted(p)]
+            matches = [p for p in found if os.path.isfile(p) and wanted(p)]
             if not matches:
                 raise DataError(
                     f"{pattern}: no such file or folder, and no photo or video matches it"

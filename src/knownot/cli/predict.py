@@ -271,7 +271,7 @@ def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
 def _by_ending(output: Path | None) -> Format:
     if output is None:
         return Format.table
-    endings = {".csv": Format.csv, ".jsonl": Format.jsonl, ".json": Format.jsonl}
+    endings = {".csv": Format.csv, ".jsonl": Format.jsonl}
     if output.suffix not in endings:
         raise DataError(f"{output}: expected a name ending in .jsonl or .csv, or add --format")
     return endings[output.suffix]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knownot.cli.console import photo_progress, print_json, stderr, stdout
+from knownot.cli.console import photo_progress, plain, print_json, stderr, stdout
 from knownot.cli.options import Alpha, NoSeed
 from knownot.errors import ConfigError
 
@@ -96,7 +96,7 @@ def _print(summary: ScoreSummary, as_json: bool) -> None:
         print_json(asdict(summary))
     else:
         stdout().print(
-            f"{summary.output}: {summary.photos:,} photos, {summary.unknown:,} of them unknown, "
+            f"{plain(summary.output)}: {summary.photos:,} photos, {summary.unknown:,} of them unknown, "
             f"in {summary.seconds:.0f} s ({summary.continued:,} were there before)",
             soft_wrap=True,
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from knownot.data.photo import open_photo
 from knownot.errors import DataError
-from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes
+from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes, legible_font
 from knownot.models.prediction import DetectionPrediction, Prediction
 
 _KNOWN, _UNKNOWN = (0, 114, 178), (213, 94, 0)
@@ -97,7 +97,7 @@ def _strip(prediction: Prediction, width: int) -> Image.Image:
     """Label, score and p-value on a coloured strip of at least `width` pixels."""
     size = max(14, width // 24)
     text = f"{prediction.label}  p = {prediction.p_value:.3f}  score = {prediction.ood_score:.2f}"
-    font = ImageFont.load_default(size)
+    font = legible_font(size)
     width = max(width, int(font.getlength(text)) + size)
     colour = _UNKNOWN if prediction.is_unknown else _KNOWN
     strip = Image.new("RGB", (width, 2 * size), colour)

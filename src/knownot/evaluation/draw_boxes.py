@@ -202,7 +202,7 @@ def _strip(
         areas: Boxes to keep clear of, if there is a choice.
     """
     points = min(32, max(11, max(size) // 45))
-    font, margin, height = _font(points), points // 4, int(1.3 * points) + 1
+    font, margin, height = legible_font(points), points // 4, int(1.3 * points) + 1
     # A long name may be as long as its box, but should not cross half of a large picture.
     room = min(size[0], max(area[2] - area[0] + 1, size[0] // 2, 20 * points))
     text = _shortened(box, font, room - 2 * margin)
@@ -232,7 +232,7 @@ def _spots(area: Area, width: int, height: int, size: tuple[int, int]) -> list[A
 
 
 @lru_cache(maxsize=32)
-def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def legible_font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """matplotlib's DejaVu Sans: Pillow's own font lacks even the letters of French and German."""
     try:
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
