@@ -13,6 +13,7 @@ from PIL import Image
 
 from knownot.data.detection_folder import (
     looks_like_detection,
+    only_training_split,
     read_detection,
     read_detection_splits,
     require_clean,
@@ -137,6 +138,11 @@ def test_a_file_or_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:
         assert stems(photos) == ["0", "1", "2"]
         assert photos.classes == ["cat", "dog"]
     assert read_detection(tmp_path, classes=["dog", "cat"]).objects[0].labels.tolist() == [1, 0]
+    assert only_training_split(tmp_path) is None
+    path = path.rename(path.with_name("train.json"))
+    assert only_training_split(tmp_path) == path
+    coco(tmp_path / "annotations" / "val.json", start=20, count=1)
+    assert only_training_split(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,15 @@ def evaluate(
     report: Report | DetectionReport
     with photo_progress(json_output) as begin:
         if isinstance(loaded, UnknownAwareDetector):
+            from knownot.data.detection_folder import only_training_split
             from knownot.evaluation.evaluate_detector import evaluate_detector
 
+            if (training := only_training_split(id_folder)) is not None:
+                stderr().print(
+                    f"[yellow]note[/] measured on {plain(training)}, by its name a training split: of "
+                    "photos that it was trained on a detector says too much good",
+                    soft_wrap=True,
+                )
             report = evaluate_detector(
                 loaded,
                 id_folder,

@@ -121,6 +121,12 @@ def read_detection(
     return source.read(classes)
 
 
+def only_training_split(path: str | Path) -> Path | None:
+    """The annotations that `read_detection` takes, if they are called those of training; else None."""
+    sources = _sources(Path(path)) if Path(path).is_dir() else []
+    return sources[0].file if [source.split for source in sources] == ["train"] else None
+
+
 def read_detection_splits(
     root: str | Path, val_fraction: float = 0.2, seed: int = 0
 ) -> DetectionSplits:
