@@ -84,8 +84,10 @@ def _alone(output: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise DataError(f"{output}: cannot be written ({error.strerror})") from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _rows_of_before(place: Workplace) -> list[Row]:

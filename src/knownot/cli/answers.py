@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from knownot.cli.console import stdout
+from knownot.data.plain_json import to_json
 from knownot.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from knownot.models.prediction import Detection, DetectionPrediction, Prediction
 
     Answer = Prediction | DetectionPrediction
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Format(StrEnum):
@@ -55,7 +53,7 @@ class Lines:
 
     def write(self, answer: Answer) -> None:
         """Write one line; at once, for a program that reads along."""
-        self.file.write(_line(answer.to_dict()) + "\n")
+        self.file.write(to_json(answer.to_dict(), indent=None, ensure_ascii=False) + "\n")
         self.file.flush()
 
     def end(self) -> None:
@@ -133,7 +131,8 @@ class CocoList:
         """Close the list and write the ids."""
         self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
         if self.companion is not None:
-            self.companion.write(_line(self.ids.annotations(self.images)))
+            annotations = self.ids.annotations(self.images)
+            self.companion.write(to_json(annotations, indent=None, ensure_ascii=False))
 
 
 class Screen:
@@ -243,9 +242,3 @@ def output_file(path: Path | None) -> Iterator[TextIO]:
 def _opened(path: Path) -> TextIO:
     # Names of files may be no text: they go through as they are.
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def _line(data: Any) -> str:
-    """JSON; names of files that are no text are written with escapes, which JSON reads back."""
-    text = json.dumps(data, ensure_ascii=False)
-    return json.dumps(data) if _SURROGATE.search(text) else text

@@ -10,15 +10,15 @@ from typing import Any
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def to_json(data: Any, **how: Any) -> str:
-    """`json.dumps` of plain data, indented, with null for NaN and infinity.
+def to_json(data: Any, *, indent: int | None = 2, ensure_ascii: bool = True) -> str:
+    """`json.dumps` of plain data, with null for NaN and infinity.
 
     Names of files that are no text are written with escapes, which JSON reads back.
     """
-    text = json.dumps(_finite(data), indent=2, **how)
-    if how.get("ensure_ascii", True) or not _SURROGATE.search(text):
+    text = json.dumps(_finite(data), indent=indent, ensure_ascii=ensure_ascii)
+    if ensure_ascii or not _SURROGATE.search(text):
         return text
-    return json.dumps(_finite(data), indent=2)
+    return to_json(data, indent=indent)
 
 
 def _finite(data: Any) -> Any:
