@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 from knownot.errors import ConfigError, DataError
-from knownot.evaluation.evaluate import Report, binomial_interval, evaluate, score_photos
+from knownot.evaluation.evaluate import (
+    Report,
+    binomial_interval,
+    evaluate,
+    score_photos,
+    set_names,
+)
+from knownot.evaluation.figures import roc_curves
 from knownot.models.classifier import UnknownAwareClassifier
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_model
 
@@ -234,3 +243,21 @@ def test_the_interval_is_clopper_pearson(successes: int, trials: int) -> None:
     )
     assert low == pytest.approx(expected_low)
     assert high == pytest.approx(expected_high)
+
+
+def test_a_set_is_not_called_as_the_known_photos_are() -> None:
+    assert set_names(["a/ID", "b/x", "c/x"]) == {
+        "ID/": Path("a/ID"), "b/x": Path("b/x"), "c/x": Path("c/x"),
+    }  # fmt: skip
+
+
+def test_every_set_has_a_line_in_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(
+        Axes, "legend", lambda self, **_: shown.extend(self.get_legend_handles_labels()[1])
+    )
+    known, *sets = (
+        SimpleNamespace(name=name, scores={"energy": torch.randn(9)}) for name in ("ID", "_a", "$b")
+    )
+    roc_curves(known, sets, "energy")
+    assert [label.strip() for label in shown] == ["_a", r"\$b"]

@@ -275,6 +275,7 @@ def _summary(
 def set_names(folders: Sequence[str | Path]) -> dict[str, Path]:
     """Folders by their own name, or by their whole path where two share a name."""
     names = [Path(folder).resolve().name for folder in folders]
+    names = ["ID/" if name == "ID" else name for name in names]  # the known photos are called so
     return {
         name if names.count(name) == 1 else str(folder): Path(folder)
         for name, folder in zip(names, folders, strict=True)

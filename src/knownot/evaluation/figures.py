@@ -66,8 +66,12 @@ def histograms(
 
 
 def _plain(name: str) -> str:
-    """A name as it is: matplotlib takes what stands between dollars for mathematics."""
-    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
+    """A name as it is: matplotlib takes what stands between dollars for mathematics.
+
+    What begins with an underscore it leaves out of a legend.
+    """
+    text = name.encode("utf-8", "replace").decode().replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def roc_curves(id_set: HasScores, ood_sets: Sequence[HasScores], score: str) -> bytes:
