@@ -155,3 +155,8 @@ def test_wrong_arguments_are_named() -> None:
         metrics.aupr_in(torch.ones(3), torch.ones(3), rule="spline")
     with pytest.raises(ValueError, match="id_correct"):
         metrics.oscr(torch.ones(3), torch.ones(2), torch.ones(3))
+
+
+def test_integers_without_a_sign_are_scores_too() -> None:
+    known, ood = torch.tensor([0, 3], dtype=torch.uint8), torch.tensor([2, 4], dtype=torch.uint8)
+    assert metrics.fpr95_ood_positive(known, ood) == 0.5

@@ -323,3 +323,14 @@ def test_wrong_backbones_are_named(tmp_path: Path) -> None:
     vit = timm.create_model("test_vit", num_classes=0)
     with pytest.raises(ConfigError, match=r"takes no images of 33 pixels .*its own are of 160"):
         feature_width(vit, 33)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_fit_the_scores(dtype: torch.dtype) -> None:
+    model = tiny_model()
+    rows, labels = torch.rand(40, model.scored_dim), torch.arange(40) % 2
+    model.fit_scores(rows, labels)
+    expected = model.feature_scores(rows)
+    model.fit_scores(rows, labels.to(dtype))
+    for name, values in model.feature_scores(rows).items():
+        assert torch.equal(values, expected[name])
