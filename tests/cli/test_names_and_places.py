@@ -70,6 +70,8 @@ def test_the_same_in_json_and_reports_in_folders_with_brackets(
     assert skipped == os.path.join(ood, os.fsdecode(b"\xff.png"))
     assert "\\udcff" in done.out
     assert "rep [raw]/report.html" in knownot_command(*arguments).err
+    wrong = knownot_command("evaluate", model, "--id", tmp_path / "no", "-o", tmp_path / "none")
+    assert (wrong.code, (tmp_path / "none").exists()) == (1, False)
     nowhere = knownot_command(*arguments[:-1], "/proc/report")
     assert "/proc/report: cannot be written" in nowhere.err
     assert "a name ending in .jsonl" in knownot_command("predict", model, ood, "-o", "x.json").err

@@ -46,10 +46,18 @@ def test_round_trip_gives_the_same_answers(tmp_path: Path, classwise, gaussians,
 
 def test_what_a_backbone_is_wrapped_in_for_training_is_not_saved(tmp_path: Path) -> None:
     model = copy.deepcopy(trained())
-    expected = model.predict(PHOTOS)
-    model.backbone = torch.compile(model.backbone)
+    expected, backbone = model.predict(PHOTOS), model.backbone
+    model.backbone = torch.compile(backbone)
     save(model, tmp_path / "m")
     assert load(tmp_path / "m", backbone=tiny_backbone(5)).predict(PHOTOS) == expected
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model.backbone = torch.nn.parallel.DistributedDataParallel(backbone)
+        save(model, tmp_path / "d")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert load(tmp_path / "d", backbone=tiny_backbone(5)).predict(PHOTOS) == expected
 
 
 def test_a_folder_from_before_the_factor_was_kept_is_read(tmp_path: Path) -> None:

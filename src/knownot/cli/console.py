@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,13 +47,14 @@ def report_folder(output: Path | None, model: Path, kind: str) -> Path:
     folder = output or model.parent / f"{model.resolve().name}-{kind}"
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; give the name of a folder")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=there):
+            return folder
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); use -o") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: cannot be written; choose another place with -o")
-    return folder
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}); choose another place with -o"
+        ) from None
 
 
 def note_if_nothing_is_unknown(calibrated_on: int | None, alpha: float) -> None:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +55,15 @@ def save(
         ModelFileError: If the model is not calibrated.
     """
     from safetensors.torch import save_file
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
     folder = Path(folder)
     config = describe(model)
     check_free(folder, overwrite)
-    # Layers that share a tensor each get their own in the file.
-    state = {
-        _own_name(name, model): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in model.state_dict().items()
-    }
+    # By the names of the model itself, whatever a part of it is wrapped in for training. Layers that
+    # share a tensor each get their own in the file.
+    own: dict[str, Any] = get_model_state_dict(model)
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in own.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -91,14 +91,6 @@ def save(
             raise DataError(f"{folder}: cannot be written ({error}); is the disk full?") from None
         raise
     return folder
-
-
-def _own_name(name: str, model: nn.Module) -> str:
-    """Name of a tensor in the model itself, whatever a part of it is wrapped in for training."""
-    for part, module in model.named_modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            name = name.replace(f"{part}.module.", f"{part}.", 1)
-    return name.replace("_orig_mod.", "")  # torch.compile's
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

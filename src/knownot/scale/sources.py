@@ -81,8 +81,9 @@ def _list_store(source: str) -> list[str]:
             base, found = path, files.find(path)
         else:
             base, found = path.partition("*")[0], files.glob(path)
-        shown = (name for name in found if "/." not in name[len(base) - 1 :] and _is_photo(name))
-        return sorted(map(files.unstrip_protocol, shown))
+        # Hidden is what is hidden below the place that was asked for.
+        shown = (name for name in found if "/." not in "/" + name.removeprefix(base))
+        return sorted(map(files.unstrip_protocol, filter(_is_photo, shown)))
     except Exception as error:  # each store's own; fsspec names the package that is missing
         raise ScoringError(f"{source}: cannot be listed ({error})") from None
 
