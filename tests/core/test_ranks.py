@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from knownot.core.ranks import gather_rows
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from tests.processes import end_process
 
 CLASSES, DIM, STEPS = 3, 4, 6
 CLASSES_PER_STEP = {"window": 3, "streaming": 2}
@@ -102,6 +103,7 @@ def _as_rank(rank: int, folder: Path, gaussians: str) -> None:
 
 def of_the_second_rank(_: int, folder: Path, gaussians: str) -> None:
     of_one_rank(1, folder, gaussians)
+    end_process()
 
 
 @pytest.mark.parametrize("gaussians", ["window", "streaming"])

@@ -36,6 +36,7 @@ from knownot.training.ranks import check_shares, find_ranks
 from knownot.training.run_folder import RunFolder
 from knownot.training.train import train
 from tests.helpers import colour_folder
+from tests.processes import end_process
 
 # Normalised by group: statistics of batches are those of each process's own photos.
 ARCH = {"arch": "test_efficientnet_gn", "weights": "none", "image_size": 32, "workers": 0}
@@ -183,6 +184,7 @@ def as_rank(rank: int, photos: Path, root: Path, ports: list[int]) -> None:
     os.environ.update(environment(rank, ports, 2))
     with pytest.raises(TrainingError, match=["another process", "when training started"][rank]):
         train_with_broken_photo(root)
+    end_process()
 
 
 def check_scenes(root: Path, module: DetectionTraining) -> None:
