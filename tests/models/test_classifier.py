@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -124,6 +125,22 @@ def test_answers_do_not_depend_on_the_batch(model: UnknownAwareClassifier) -> No
         for name in SCORES - {"combined"}:
             expected = [a.scores[name] for a in alone]
             assert [a.scores[name] for a in together] == pytest.approx(expected, 1e-3, 1e-6), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_was_cast_answers_the_same(
+    model: UnknownAwareClassifier, dtype: torch.dtype
+) -> None:
+    photos = [noisy(colour, i) for colour in (*COLOURS.values(), UNKNOWN_COLOUR) for i in range(3)]
+    expected = model.predict(photos)
+    other = copy.deepcopy(model).to(dtype)
+    assert other.head.weight.dtype == dtype
+    answers = other.predict(photos)
+    assert [a.label for a in answers] == [a.label for a in expected]
+    # Of the unknown ones, which are far beyond what 16 bits hold.
+    for name in ("mahalanobis", "combined"):
+        far = [answer.scores[name] for answer in answers[-3:]]
+        assert far == pytest.approx([answer.scores[name] for answer in expected[-3:]], rel=0.02)
 
 
 def test_grey_and_transparent_arrays(model: UnknownAwareClassifier) -> None:

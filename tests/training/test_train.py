@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,18 @@ def test_resume_refuses_other_settings_and_names_them(photos: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"lr \(0\.01 -> 0\.5\)"):
         run(photos, tmp_path / "m", resume=True, lr=0.5)
     run(photos, tmp_path / "m", resume=True, alpha=0.1)  # concerns what comes after training
+
+
+@pytest.mark.parametrize("name", ["classes.json", "config.yaml", "checkpoints/last.ckpt"])
+def test_resume_names_a_damaged_file_and_the_remedy(
+    photos: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "m", Interrupt(4))
+    damaged = tmp_path / ".m.run" / name
+    damaged.write_bytes(damaged.read_bytes()[:9] + b"\n[")
+    with pytest.raises(ConfigError, match=f"(?s){re.escape(name)} is damaged .*--overwrite"):
+        run(photos, tmp_path / "m", resume=True)
 
 
 @pytest.mark.parametrize("finetune", ["head", "all"])

@@ -17,13 +17,14 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from knownot.core.fixed_dtype import FixedDtypeModule
 from knownot.core.metrics import fpr95
 
 _TAIL = 0.1
 _KNOTS = 512
 
 
-class TailLogP(nn.Module):
+class TailLogP(FixedDtypeModule):
     """Smooth `-log p` of a score among ID scores, resolved beyond the largest of them.
 
     Below the 90 % quantile it is the empirical law, interpolated; above, an exponential tail with
@@ -40,9 +41,9 @@ class TailLogP(nn.Module):
 
     def __init__(self, knots: int = _KNOTS) -> None:
         super().__init__()
-        self.register_buffer("quantiles", torch.zeros(knots))
-        self.register_buffer("minus_log_p", torch.zeros(knots))
-        self.register_buffer("mean_excess", torch.ones(()))
+        self.register_fixed("quantiles", torch.zeros(knots))
+        self.register_fixed("minus_log_p", torch.zeros(knots))
+        self.register_fixed("mean_excess", torch.ones(()))
 
     @torch.no_grad()
     def fit(self, scores: Tensor) -> TailLogP:
@@ -88,7 +89,7 @@ def tail_log_p(laws: Sequence[TailLogP], scores: Tensor) -> Tensor:
     return torch.where(scores > last, beyond, inside)
 
 
-class CombinedScore(nn.Module):
+class CombinedScore(FixedDtypeModule):
     """Weighted Fisher sum `sum_i w_i * (-log p_i)` of several ood_scores.
 
     Args:
@@ -118,7 +119,7 @@ class CombinedScore(nn.Module):
                 f"got {chosen}"
             )
         self.parts = list(parts)
-        self.register_buffer("weights", torch.tensor(chosen, dtype=torch.float32))
+        self.register_fixed("weights", torch.tensor(chosen, dtype=torch.float32))
         self.log_p = nn.ModuleDict({part: TailLogP() for part in self.parts})
 
     def fit(self, scores: Mapping[str, Tensor]) -> CombinedScore:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from knownot.core.energy import at_least_float32
 from knownot.core.energy import energy as energy
+from knownot.core.fixed_dtype import FixedDtypeModule
 from knownot.core.gaussians import upper_factor
 from knownot.core.window_gaussians import WindowGaussians
 
@@ -71,12 +72,13 @@ def knn(features: Tensor, bank: Tensor, k: int) -> Tensor:
     return (features - neighbour).square().sum(-1) / 2
 
 
-class FeatureScores(nn.Module):
+class FeatureScores(FixedDtypeModule):
     """Mahalanobis and nearest-neighbour scores against the training features of a backbone.
 
     Features are scaled to unit length first, for both scores: for the Mahalanobis distance this
     removes the spread of feature norms that a Gaussian cannot describe. It may read what an earlier
-    layer saw as well, in the last columns of a row, at a unit length of their own.
+    layer saw as well, in the last columns of a row, at a unit length of their own. All of it stays in
+    float32 when a model is cast: distances of half precision would hardly tell rows apart.
 
     Args:
         num_classes: Number of classes K.
@@ -109,9 +111,9 @@ class FeatureScores(nn.Module):
         self.k = k
         self.earlier_dim = earlier_dim
         self.bank_rows: Tensor | None = None
-        self.register_buffer("means", torch.zeros(num_classes, feature_dim))
-        self.register_buffer("whitening", torch.eye(feature_dim))
-        self.register_buffer("bank", torch.zeros(bank_size, feature_dim - earlier_dim))
+        self.register_fixed("means", torch.zeros(num_classes, feature_dim))
+        self.register_fixed("whitening", torch.eye(feature_dim))
+        self.register_fixed("bank", torch.zeros(bank_size, feature_dim - earlier_dim))
 
     @classmethod
     def fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -96,7 +97,7 @@ class RunFolder:
             ConfigError: If its folder is not to be seen from here.
         """
         try:
-            paths = json.loads((self.root / "skipped.json").read_text())
+            paths = self._read("skipped.json")
         except OSError:
             raise ConfigError(
                 f"{self.root}: is not to be seen from this machine; all need the photos and the "
@@ -135,20 +136,37 @@ class RunFolder:
 
     def _check_classes(self, classes: Sequence[str]) -> None:
         """Refuse to go on with a network whose outputs would get other names."""
-        file = self.root / "classes.json"
-        before = json.loads(file.read_text()) if file.is_file() else [*classes]
+        known = (self.root / "classes.json").is_file()
+        before = self._read("classes.json") if known else [*classes]
         if before != [*classes]:
             raise ConfigError(
                 f"resume: the classes were {', '.join(before)} and are {', '.join(classes)}; name "
                 "them as before, or use --overwrite in place of --resume to start anew"
             )
 
+    def _read(self, name: str) -> list[str]:
+        """A list that `open` wrote."""
+        try:
+            read: list[str] = json.loads((self.root / name).read_text())
+        except ValueError as error:
+            raise self._damaged(name, error) from None
+        return read
+
+    def _damaged(self, name: str, why: object) -> ConfigError:
+        return ConfigError(
+            f"resume: {self.root / name} is damaged ({why}); use --overwrite in place of --resume to "
+            "start anew"
+        )
+
     def _check_same(self) -> None:
         try:
             saved = yaml.safe_load((self.root / "config.yaml").read_text())
             before = type(self.config)(**saved)
-        except (OSError, TypeError, ValueError) as error:
-            raise ConfigError(f"resume: {self.root}/config.yaml is damaged ({error})") from None
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise self._damaged("config.yaml", error) from None
+        last = self.checkpoint()
+        if last is not None and not zipfile.is_zipfile(last):  # its directory is at its end
+            raise self._damaged("checkpoints/last.ckpt", "cut short")
         now, then = (_absolute(config).model_dump() for config in (self.config, before))
         changed = [
             f"{key} ({then[key]} -> {now[key]})"
