@@ -146,6 +146,19 @@ def test_a_plain_folder_is_an_ood_set(
     assert result["box_threshold"] == 0.3
 
 
+def test_what_is_wrong_with_the_annotations_of_an_ood_set_is_told(
+    model: UnknownAwareDetector, scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").symlink_to(scenes / "images")
+    annotations = json.loads((scenes / "annotations" / "ood.json").read_text())
+    annotations["annotations"][0]["bbox"] = [1, 1, 0, 5]
+    ood = tmp_path / "annotations" / "odd.json"
+    ood.write_text(json.dumps(annotations))
+    (problem,) = evaluate_detector(model, scenes, [ood]).summary["problems"]
+    assert "odd.json" in problem
+
+
 def test_no_box_at_all_leaves_numbers_out(model: UnknownAwareDetector, scenes: Path) -> None:
     ood = scenes / "annotations" / "ood.json"
     report = evaluate_detector(model, scenes, [ood], box_threshold=1.01)

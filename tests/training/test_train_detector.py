@@ -162,7 +162,9 @@ def test_old_weights_are_kept_when_map_falls_too_far(
         lr=1e-2,
         backbone_lr=1e-2,
         map_tolerance=0.0,
+        alpha=0.1,
     )
+    assert knownot.load(result.folder).alpha == 0.1
     assert result.metrics["val_map_after"] < result.metrics["val_map_before"]
     assert result.metrics["kept_old_weights"]
     assert result.metrics["val_map"] == result.metrics["val_map_before"]
