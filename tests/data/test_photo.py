@@ -46,8 +46,11 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.abs(rgb(open_photo(path))[..., 1] - GRADIENT).max() <= 1
 
 
-def test_float_tiff_is_taken_as_grey(tmp_path: Path) -> None:
-    path = tmp_path / "float.tif"
+def test_a_tiff_of_32_bits_is_taken_as_grey(tmp_path: Path) -> None:
+    path = tmp_path / "wide.tif"
+    for scale in (1, 257):  # whole numbers of 8 bits, and of 16
+        Image.fromarray(GRADIENT.astype(np.int32) * scale).save(path)
+        assert np.abs(rgb(open_photo(path))[..., 2] - GRADIENT).max() <= 1
     Image.fromarray(GRADIENT.astype(np.float32)).save(path)
     assert np.abs(rgb(open_photo(path))[..., 2] - GRADIENT).max() <= 1
     Image.fromarray(GRADIENT.astype(np.float32) / 255).save(path)

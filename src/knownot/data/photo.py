@@ -123,15 +123,20 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow image to 8-bit RGB: 16-bit is scaled, transparency laid on white."""
+    """Convert any Pillow image to 8-bit RGB: 16-bit is scaled, transparency laid on white.
+
+    32-bit whole numbers to 255 are taken as they are, fractions to 1 as shares of white.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which turns 16-bit photos white.
         values = np.asarray(image)
         scale, largest = 257.0, values.max(initial=0)
-        if image.mode == "F" and largest <= 255:
-            scale = 1.0 if largest > 1 else 1 / 255  # fractions
+        if image.mode == "F" and largest <= 1:  # fractions
+            scale = 1 / 255
+        elif image.mode in ("F", "I") and largest <= 255:  # "I" has 32 bits; of 16 it is "I;16"
+            scale = 1.0
         grey = np.empty(values.shape, np.uint8)
         for row, scaled in zip(
             values, grey, strict=True
