@@ -213,6 +213,7 @@ def test_sigterm_during_the_export_leaves_nothing(tmp_path: Path) -> None:
         service.wait_for("exporting")
         while not list(scratch.iterdir()):
             time.sleep(0.01)
+        time.sleep(0.5)  # Python has made the folder, and may be about to note that it has to go
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 128 + signal.SIGTERM
         assert list(scratch.iterdir()) == []
