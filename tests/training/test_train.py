@@ -1,4 +1,4 @@
-"""The whole of training on small real files: results, resume, bad photos, loss that explodes."""
+"""The whole of training on small real files: results, bad photos, loss that explodes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ import csv
 import io
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
-import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,10 +23,8 @@ from knownot.data.thumbnails import Thumbnails
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.export.recorded_photos import classifier_photos
 from knownot.models.model_folder import load
-from knownot.training.config import TrainConfig, make_config
 from knownot.training.fit import Silent
 from knownot.training.plan import make_plan
-from knownot.training.train import train
 from tests.helpers import (
     COLOURS,
     UNKNOWN_COLOUR,
@@ -44,16 +34,7 @@ from tests.helpers import (
     tiny_backbone,
     tiny_model,
 )
-
-
-def settings(photos: Path, output: Path, **changes: Any) -> TrainConfig:
-    flags = {"data": photos, "output": output, "image_size": 32, "bottleneck": 4, "epochs": 6}
-    flags |= {"batch_size": 16, "lr": 0.01, "backbone_lr": 0.003, "workers": 0, "queue_size": 20}
-    return make_config(flags | changes)
-
-
-def run(photos: Path, output: Path, reporter: Silent | None = None, **changes: Any):
-    return train(settings(photos, output, **changes), reporter, backbone=tiny_backbone())
+from tests.training.small_training import run, settings, weights
 
 
 @pytest.mark.parametrize("finetune", ["head", "all"])
@@ -133,10 +114,6 @@ def is_photo(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG")
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load(folder, backbone=tiny_backbone()).state_dict()
-
-
 @pytest.mark.parametrize("finetune", ["head", "all"])
 def test_the_same_seed_gives_the_same_model(photos: Path, tmp_path: Path, finetune: str) -> None:
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
@@ -146,168 +123,9 @@ def test_the_same_seed_gives_the_same_model(photos: Path, tmp_path: Path, finetu
     assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
-class Interrupt(Silent):
-    """Ctrl-C in the middle of an epoch."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def callbacks(self) -> list[L.Callback]:
-        epoch = self.epoch
-
-        class Press(L.Callback):
-            def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-                if trainer.current_epoch == epoch and batch_idx == 2:
-                    raise KeyboardInterrupt
-
-        return [Press()]
-
-
-@pytest.mark.parametrize(
-    ("finetune", "workers", "workers_after"), [("head", 0, 0), ("all", 2, 2), ("all", 2, 0)]
-)
-@pytest.mark.parametrize("epoch", [0, 4])
-def test_resuming_after_ctrl_c_gives_the_same_model(
-    photos: Path, tmp_path: Path, finetune: str, workers: int, workers_after: int, epoch: int
-) -> None:
-    run(photos, tmp_path / "whole", finetune=finetune, workers=workers)
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "broken", Interrupt(epoch), finetune=finetune, workers=workers)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert not (tmp_path / "broken").exists()
-    assert (tmp_path / ".broken.run" / "checkpoints" / "last.ckpt").exists() == (epoch > 0)
-    run(photos, tmp_path / "broken", finetune=finetune, workers=workers_after, resume=True)
-    assert not (tmp_path / ".broken.run").exists()
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    for key, value in whole.items():
-        assert torch.equal(value, resumed[key]), key
-
-
-def test_resume_refuses_other_settings_and_names_them(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no interrupted run"):
-        run(photos, tmp_path / "m", resume=True)
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "m", Interrupt(2))
-    with pytest.raises(ConfigError, match=r"lr \(0\.01 -> 0\.5\)"):
-        run(photos, tmp_path / "m", resume=True, lr=0.5)
-    run(photos, tmp_path / "m", resume=True, alpha=0.1)  # concerns what comes after training
-
-
-@pytest.mark.parametrize("name", ["classes.json", "config.yaml", "checkpoints/last.ckpt"])
-def test_resume_names_a_damaged_file_and_the_remedy(
-    photos: Path, tmp_path: Path, name: str
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "m", Interrupt(4))
-    damaged = tmp_path / ".m.run" / name
-    damaged.write_bytes(damaged.read_bytes()[:9] + b"\n[")
-    with pytest.raises(ConfigError, match=f"(?s){re.escape(name)} is damaged .*--overwrite"):
-        run(photos, tmp_path / "m", resume=True)
-
-
-@pytest.mark.parametrize("finetune", ["head", "all"])
-def test_resume_refuses_other_classes(photos: Path, tmp_path: Path, finetune: str) -> None:
-    data = Path(shutil.copytree(photos, tmp_path / "p"))
-    with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "m", Interrupt(4), finetune=finetune)
-    for split in ("train", "val"):  # "green" was the first, this is the last
-        (data / split / "green").rename(data / split / "verdant")
-    with pytest.raises(ConfigError, match="classes were green, red and are red, verdant"):
-        run(data, tmp_path / "m", finetune=finetune, resume=True)
-    assert (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists()
-
-
-def kill_readers(training: subprocess.Popen[str]) -> None:
-    """What the system does when memory runs out; those of an epoch that has ended do not count."""
-    with suppress(psutil.NoSuchProcess):
-        readers = psutil.Process(training.pid).children(recursive=True)
-        time.sleep(0.1)  # they are at work then, not about to begin
-        for reader in readers:
-            reader.kill()
-
-
-@pytest.mark.parametrize("how", ["a photo vanishes", "memory runs out"])
-def test_a_reading_process_that_fails_ends_the_training(tmp_path: Path, how: str) -> None:
-    """The command says so in a sentence, and ends."""
-    data = colour_folder(tmp_path / "data" / "train", 40).parent
-    colour_folder(data / "val", 25, start=100)
-    flags = "--arch test_resnet --weights none --image-size 32 --finetune all --epochs 400"
-    command = ["-m", "knownot", "train", data, "-o", tmp_path / "m", *flags.split()]
-    command += ["--batch-size", 8, "--device", "cpu"]
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True
-    ) as training:
-        while not (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists():
-            assert training.poll() is None, training.communicate()
-            time.sleep(0.02)
-        if how == "a photo vanishes":
-            (data / "train" / "red" / "0003.png").unlink()
-        deadline = time.monotonic() + 60
-        while how != "a photo vanishes" and training.poll() is None and time.monotonic() < deadline:
-            kill_readers(training)
-        _, said = training.communicate(timeout=60)
-    assert training.returncode == 1
-    if how == "a photo vanishes":
-        assert "0003.png" in said
-        assert "Traceback" not in said
-    else:  # beside what torch says when it learns of it between two epochs
-        assert "try --workers 0" in said
-
-
 def test_streaming_moments_make_no_outliers_of_features(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="outliers: npos is made from remembered features"):
         run(photos, tmp_path / "m", gaussians="streaming", outliers="npos")
-
-
-def test_a_run_is_resumed_from_another_folder(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(photos.parent)
-    with pytest.raises(KeyboardInterrupt):
-        run(Path(photos.name), Path(os.path.relpath(tmp_path / "m")), Interrupt(2))
-    monkeypatch.chdir(tmp_path)
-    run(photos, Path("m"), resume=True)
-    assert (tmp_path / "m" / "config.json").is_file()
-
-
-def test_a_finished_run_is_not_resumed(photos: Path, tmp_path: Path) -> None:
-    run(photos, tmp_path / "m")
-    with pytest.raises(ConfigError, match="it is finished"):
-        run(photos, tmp_path / "m", resume=True)
-
-
-def test_a_new_run_neither_picks_up_nor_loses_an_interrupted_one(
-    photos: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "m", Interrupt(4), seed=1)
-    with pytest.raises(ConfigError, match="--resume to go on"):
-        run(photos, tmp_path / "m", seed=2)
-    assert (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists()
-    run(photos, tmp_path / "m", seed=2, overwrite=True)
-    run(photos, tmp_path / "fresh", seed=2)
-    one, other = weights(tmp_path / "m"), weights(tmp_path / "fresh")
-    assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.mark.parametrize("finetune", ["head", "all"])
-def test_a_training_that_goes_on_is_left_alone(photos: Path, tmp_path: Path, finetune: str) -> None:
-    changes = {"finetune": finetune, "epochs": 1}
-
-    class Second(Silent):
-        """Another such training begins in the middle of this one."""
-
-        def callbacks(self, steps: str = "") -> list[L.Callback]:
-            for more in ({}, {"overwrite": True}):
-                with pytest.raises(ConfigError, match=r"m: another process is training it"):
-                    run(photos, tmp_path / "m", **changes, **more)
-            return []
-
-    for name, reporter in (("alone", None), ("m", Second())):
-        run(photos, tmp_path / name, reporter, **changes)
-    one, other = weights(tmp_path / "alone"), weights(tmp_path / "m")
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert {*os.listdir(tmp_path)} == {"alone", "m"}
 
 
 @pytest.mark.parametrize("finetune", ["head", "all"])
