@@ -149,29 +149,7 @@ class ClassGaussians(FixedDtypeModule):
 
     def _upper_covariance(self) -> Tensor:
         total, weight = self.deviations()
-        return self.shrunk(total, weight, self.counts.sum())
-
-    def shrunk(self, total: Tensor, weight: Tensor, count: Tensor) -> Tensor:
-        """Covariance (D, D) after shrinkage, upper half, zeros below the diagonal.
-
-        Args:
-            total: Sum of `(h - mu)(h - mu)^T` (D, D), float64, upper half; is overwritten.
-            weight: Its weight, scalar.
-            count: Number of rows behind it, scalar.
-        """
-        total.triu_()
-        weight = weight.clamp(min=1)
-        mean_variance = total.diagonal().mean() / weight
-        floor = _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR
-        if self.shrinkage == "oas":
-            identity = oas_weight(total, count)
-            total *= (1 - identity) / weight
-            floor = floor + identity * mean_variance
-        else:
-            total /= weight
-            floor = floor + PAPER_RIDGE
-        total.diagonal().add_(floor)
-        return total
+        return shrunk(total, weight, self.counts.sum(), self.shrinkage)
 
     def cholesky(self) -> Tensor:
         """Lower factor `L` of the covariance, `L L^T = Sigma`, shape (D, D), float64.
@@ -262,6 +240,30 @@ def upper_factor(covariance: Tensor) -> Tensor:
     # A device without float64: should its rounding win, the diagonal serves.
     fallback = torch.diag_embed(covariance.diagonal().clamp_min(_ABSOLUTE_FLOOR).sqrt())
     return torch.where(info == 0, upper, fallback)
+
+
+def shrunk(total: Tensor, weight: Tensor, count: Tensor, shrinkage: Shrinkage = "oas") -> Tensor:
+    """Covariance (D, D) after shrinkage, upper half, zeros below the diagonal.
+
+    Args:
+        total: Sum of `(h - mu)(h - mu)^T` (D, D), float64, upper half; is overwritten.
+        weight: Its weight, scalar.
+        count: Number of rows behind it, scalar.
+        shrinkage: As of `ClassGaussians`.
+    """
+    total.triu_()
+    weight = weight.clamp(min=1)
+    mean_variance = total.diagonal().mean() / weight
+    floor = _RELATIVE_FLOOR * mean_variance + _ABSOLUTE_FLOOR
+    if shrinkage == "oas":
+        identity = oas_weight(total, count)
+        total *= (1 - identity) / weight
+        floor = floor + identity * mean_variance
+    else:
+        total /= weight
+        floor = floor + PAPER_RIDGE
+    total.diagonal().add_(floor)
+    return total
 
 
 def oas_weight(scatter: Tensor, count: Tensor) -> Tensor:

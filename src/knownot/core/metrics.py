@@ -65,7 +65,7 @@ def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
         0.5
     """
     # In float64, as integers without a sign cannot be negated.
-    id_scores, ood_scores = (torch.as_tensor(s).double() for s in (id_scores, ood_scores))
+    id_scores, ood_scores = (s.double() for s in _checked(id_scores, ood_scores))
     return fpr_at_tpr(-ood_scores, -id_scores, 0.95)
 
 

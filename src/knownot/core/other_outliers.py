@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
-from knownot.core.gaussians import ClassGaussians, upper_factor
+from knownot.core.gaussians import ClassGaussians, shrunk, upper_factor
 from knownot.core.outliers import GaussianTail, OutlierSampler
 from knownot.core.window_gaussians import WindowGaussians
 
@@ -66,7 +66,7 @@ class PerClassTail(GaussianTail):
         means = gaussians.means[chosen].unsqueeze(1)
         rows = (rows - means) * filled.unsqueeze(2)
         factors = [
-            upper_factor(gaussians.shrunk(r.T @ r, n, n))
+            upper_factor(shrunk(r.T @ r, n, n, gaussians.shrinkage))
             for r, n in zip(rows.unbind(), counts.unbind(), strict=True)
         ]
         return torch.stack(factors).float()

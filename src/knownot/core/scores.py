@@ -13,8 +13,7 @@ from torch import Tensor
 from knownot.core.energy import at_least_float32
 from knownot.core.energy import energy as energy
 from knownot.core.fixed_dtype import FixedDtypeModule
-from knownot.core.gaussians import upper_factor
-from knownot.core.window_gaussians import WindowGaussians
+from knownot.core.gaussians import shrunk, upper_factor
 
 _ROWS = 4096  # that are in float64 at once
 
@@ -203,5 +202,4 @@ def _class_means_and_factor(
         deviations = of_part.double() - means[classes]
         scatter.addmm_(deviations.T, deviations)
     count = torch.tensor(float(len(rows)), dtype=torch.float64)
-    shrunk = WindowGaussians(num_classes, width, queue_size=1).shrunk(scatter, count, count)
-    return means, upper_factor(shrunk).T
+    return means, upper_factor(shrunk(scatter, count, count)).T

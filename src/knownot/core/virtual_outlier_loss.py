@@ -217,8 +217,9 @@ class VirtualOutlierLoss(nn.Module):
             ValueError: If these are not K columns.
         """
         if self.background_index is not None:
-            columns = [c for c in range(logits.shape[-1]) if c != self.background_index]
-            logits = logits[..., columns]
+            # Not by a list of columns: that would be copied to the device at every call.
+            after = self.background_index + 1
+            logits = torch.cat([logits[..., : after - 1], logits[..., after:]], -1)
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
                 f"logits: expected {self.num_classes} class columns, got {logits.shape[-1]}"

@@ -79,7 +79,13 @@ def train_digits(sets: DigitSets, seed: int, vos_weight: float) -> UnknownAwareC
     images, labels = sets.train
     steps = _EPOCHS * (len(images) // _BATCH)
     model.vos.start_step = int(_VOS_START * steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
+    of_vos = {id(parameter) for parameter in model.vos.parameters()}
+    network = [p for p in model.parameters() if id(p) not in of_vos]
+    groups: list[dict[str, Any]] = [
+        {"params": network, "weight_decay": 1e-4},
+        {"params": [*model.vos.parameters()], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(_EPOCHS):
         order = torch.randperm(len(images))
