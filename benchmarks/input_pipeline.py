@@ -50,9 +50,9 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
 from knownot.runtime import OnnxClassifier
 from knownot.training.batches import AugmentedPhotos, training_batches
+from knownot.training.classification_module import ClassificationTraining
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.feature_cache import extract_features
-from knownot.training.lightning_module import VosTraining
 from knownot.training.train import _build, train
 
 PARTS = ("decode", "predict", "features", "train", "quality")
@@ -200,7 +200,7 @@ class Bench:
         photos = read_labelled(data / "train")
         model = _build(config, photos.classes, None).train()
         dataset = AugmentedPhotos(photos, model.preprocessing)
-        module = VosTraining(model, dataset, config, steps=1000)
+        module = ClassificationTraining(model, dataset, config)
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
         memory = next(iter(training_batches(dataset, config, 0, rank=0)))
 

@@ -9,25 +9,21 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from knownot.data.detection_set import DetectionSet, Objects
-from knownot.data.photo import MAX_PIXELS
+from knownot.data.photo import upright_size
 from knownot.errors import DataError
 
 Corners = tuple[float, float, float, float]
 
 # Annotation tools count pixels from 0 or from 1 and round either way: one pixel is no mistake.
 _TOLERATED_PIXELS = 1.0
-_TAIL = 65_536  # bytes at the end of a PNG, where what follows its pixels is
-_TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 
 
 @dataclass
@@ -172,46 +168,9 @@ def leaves_folder(name: str) -> bool:
     return bool(path.anchor) or ".." in path.parts
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height that `open_photo` will give; reads the header only.
-
-    Raises:
-        DataError: If the file is not a photo, or larger than `open_photo` takes.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                if isinstance(image, PngImagePlugin.PngImageFile) and _exif_may_follow(path):
-                    image.load()
-                # The base class's getexif: that of PNG files would decode the photo. A TIFF's
-                # orientation is in its size already.
-                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-                is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path}: not a readable photo ({reason}); repair or remove it") from None
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {width} x {height} pixels is more than the limit of "
-            f"{MAX_PIXELS / 1e6:.0f} megapixels; scale the photo and its boxes down"
-        )
-    if orientation in _TURNED_BY_A_QUARTER and not is_tiff:
-        return height, width
-    return width, height
-
-
 def _whole(side: object) -> object:
     """A number that is written as a text, as the number."""
     return int(side) if isinstance(side, str) and side.isdecimal() else side
-
-
-def _exif_may_follow(png: Path) -> bool:
-    """Whether a PNG may tell its orientation only after its pixels."""
-    with png.open("rb") as file:
-        file.seek(max(0, png.stat().st_size - _TAIL))
-        return b"eXIf" in file.read()
 
 
 def four_numbers(values: object, where: str, problems: list[str]) -> Corners | None:

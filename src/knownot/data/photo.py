@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from knownot.errors import DataError, PhotoFormatError, PhotoSizeError
 
@@ -17,6 +17,8 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 100_000_000
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_TAIL = 65_536  # bytes at the end of a PNG, where what follows its pixels is
+_TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -111,6 +113,36 @@ def decode_photo(
         raise kind(f"{name}: not a readable photo ({reason}); repair or remove it") from None
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height that `open_photo` will give; reads the header only.
+
+    Raises:
+        DataError: If the file is not a photo, or larger than `open_photo` takes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                if isinstance(image, PngImagePlugin.PngImageFile) and _exif_may_follow(path):
+                    image.load()
+                # The base class's getexif: that of PNG files would decode the photo. A TIFF's
+                # orientation is in its size already.
+                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+                is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: not a readable photo ({reason}); repair or remove it") from None
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {width} x {height} pixels is more than the limit of "
+            f"{MAX_PIXELS / 1e6:.0f} megapixels; scale the photo and its boxes down"
+        )
+    if orientation in _TURNED_BY_A_QUARTER and not is_tiff:
+        return height, width
+    return width, height
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow's own function writes all of EXIF anew, and fails over tags that are of no use here.
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -168,6 +200,13 @@ def small_jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 def is_photo_name(path: Path) -> bool:
     """Whether the file name ends like a photo and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _exif_may_follow(png: Path) -> bool:
+    """Whether a PNG may tell its orientation only after its pixels."""
+    with png.open("rb") as file:
+        file.seek(max(0, png.stat().st_size - _TAIL))
+        return b"eXIf" in file.read()
 
 
 def _is_empty(source: Path | IO[bytes]) -> bool:

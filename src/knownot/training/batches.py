@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import PhotoSet
-from knownot.data.photo import open_photo
+from knownot.data.photo import open_photo, upright_size
 from knownot.errors import DataError, TrainingError
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.config import CommonConfig
@@ -146,13 +146,23 @@ def _as_they_are(batch: Any) -> Any:
 
 
 def readable(
-    photos: Photos, known: dict[Path, str] | None = None
+    photos: Photos,
+    known: dict[Path, str] | None = None,
+    refuse_size: Callable[[tuple[int, int], str], None] | None = None,
 ) -> tuple[Photos, dict[Path, str]]:
-    """The photos that decode, and path and reason of those that do not; `known` are not tried."""
+    """The photos that can be trained on, and path and reason of the others.
+
+    Args:
+        photos: Photos to be decoded.
+        known: Those that were found unreadable before; no photo is tried then.
+        refuse_size: Raises `DataError`, with the name, for a width and height that the model refuses.
+    """
 
     def problem(path: Path) -> str | None:
         try:
             open_photo(path, at_least=32)
+            if refuse_size:
+                refuse_size(upright_size(path), str(path))
         except DataError as error:
             return str(error)
         return None

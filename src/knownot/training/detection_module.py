@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -15,46 +14,41 @@ from knownot.evaluation.box_matching import Boxes
 from knownot.evaluation.box_metrics import mean_average_precision
 from knownot.evaluation.detect_set import as_boxes
 from knownot.models.detector import UnknownAwareDetector
-from knownot.training.batches import joint_batches, training_batches
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_batches import AugmentedScenes, PlainScenes, as_lists
 from knownot.training.interrupts import leave_to_trainer
-from knownot.training.ranks import check_same_steps, seed_epoch
-from knownot.training.schedule import one_cycle
+from knownot.training.lightning_module import Parameters, VosTraining
 
 
-class DetectionTraining(L.LightningModule):
+class DetectionTraining(VosTraining):
     """The detector's losses plus the virtual outlier loss; mAP on validation photos each epoch.
 
     Args:
         model: The detector to train.
         splits: Photos to learn from and to validate on.
         config: Settings.
-        steps: Optimiser steps of the whole training, for the schedule.
     """
+
+    model: UnknownAwareDetector
+    config: DetectionConfig
 
     def __init__(
         self,
         model: UnknownAwareDetector,
         splits: DetectionSplits,
         config: DetectionConfig,
-        steps: int,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, config, len(splits.train))
         self.splits = splits
-        self.config = config
-        self.total_steps = steps
-        self.batch_sizes = joint_batches(len(splits.train), config)
         self._found: dict[int, Boxes] = {}
+
+    def parameter_parts(self) -> tuple[Parameters, Parameters]:
+        """The adapted detector's own parts."""
+        return self.model.regions.parameter_groups()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches, beginning with the epoch to train next."""
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        dataset = AugmentedScenes(self.splits.train)
-        return training_batches(
-            dataset, self.config, progress.processed, self.global_rank, as_lists
-        )
+        return self.batches(AugmentedScenes(self.splits.train), as_lists)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation photos in order; each rank takes its share, and one at least."""
@@ -76,9 +70,7 @@ class DetectionTraining(L.LightningModule):
         """
         images, targets = batch
         losses = self.model.losses(images, targets)
-        # Means over the ranks are to be those over the joint batch; VOS sees to that itself.
-        joint = self.batch_sizes[batch_idx]
-        share = len(images) * self.config.ranks / joint
+        share = self.share(len(images), batch_idx)
         losses = {k: v.float() * (1 if k == "loss_vos" else share) for k, v in losses.items()}
         loss = torch.stack([*losses.values()]).sum()
         if not torch.isfinite(loss):
@@ -92,7 +84,7 @@ class DetectionTraining(L.LightningModule):
             {"loss": loss, **losses},
             on_step=False,
             on_epoch=True,
-            batch_size=joint,
+            batch_size=self.batch_sizes[batch_idx],
             sync_dist=self.config.ranks > 1,
         )
         total: Tensor = loss
@@ -117,34 +109,3 @@ class DetectionTraining(L.LightningModule):
         self._found = {}
         values = {f"val_{name}": measured[name] for name in ("map", "map_50")}
         self.log_dict({name: float(v) for name, v in values.items() if v is not None})
-
-    def on_train_epoch_start(self) -> None:
-        """Make all randomness of an epoch follow from seed, epoch and rank."""
-        self.model.vos.generator = seed_epoch(self, self.config.seed)
-
-    def on_fit_end(self) -> None:
-        """What comes later draws as ever."""
-        self.model.vos.generator = None
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the interrupted run had as many steps to go."""
-        check_same_steps(checkpoint, self.total_steps)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and one cosine cycle with warm-up; VOS without decay, the backbone its own rate."""
-        config = self.config
-        backbone, rest = self.model.regions.parameter_groups()
-        groups: list[dict[str, Any]] = [
-            {"params": rest, "lr": config.lr, "weight_decay": config.weight_decay},
-            # Decay would pull energy weights and phi's slope towards a loss without effect.
-            {"params": list(self.model.vos.parameters()), "lr": config.lr, "weight_decay": 0.0},
-        ]
-        if backbone:
-            decay = {"lr": config.n_backbone_lr, "weight_decay": config.weight_decay}
-            groups.append({"params": backbone, **decay})
-        optimizer = torch.optim.AdamW(groups)
-        schedule = one_cycle(optimizer, self.total_steps, warmup=0.1)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.training.batches import FeatureRows
 from knownot.training.config import TrainConfig
+from knownot.training.schedule import one_cycle
 
 _EPOCHS, _BATCH = 30, 128
 
@@ -31,9 +32,7 @@ def train_head(model: UnknownAwareClassifier, learned: FeatureRows, config: Trai
     order = torch.Generator().manual_seed(config.seed)
     # A batch norm in the neck has no use for a last batch of one.
     batches = max(1, round(len(rows) / _BATCH))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=_EPOCHS * batches, pct_start=0.0
-    )
+    schedule = one_cycle(optimizer, _EPOCHS * batches, warmup=0.0)
     model.neck.train()
     for _ in range(_EPOCHS):
         for batch in torch.randperm(len(rows), generator=order).tensor_split(batches):

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from knownot.data.detection_folder import DetectionSplits, summarise
+from knownot.data.detection_folder import DetectionSplits
 from knownot.data.image_folder import Splits
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
@@ -54,10 +54,10 @@ def make_plan(
     model: UnknownAwareClassifier, splits: Splits, config: TrainConfig, device: str
 ) -> Plan:
     """The plan of training a classifier; `splits` holds the photos that can be read."""
-    steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
+    steps = training_steps(len(splits.train), config)
     return _plan(
         model,
-        f"{config.arch}, {config.finetune} trained"
+        f"{model.architecture}, {config.finetune} trained"
         + (", the head first" if config.finetune == "all" and config.head_first else ""),
         (splits.train.counts(), splits.val.counts()),
         min(config.n_batch, len(splits.train)),
@@ -75,14 +75,11 @@ def make_detection_plan(
 
     Each box gives a step one feature at least, the box itself; most give several.
     """
-    steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
+    steps = training_steps(len(splits.train), config)
     counts = splits.train.counts(), splits.val.counts()
     boxes_a_step = sum(counts[0].values()) * config.n_batch / max(1, len(splits.train))
-    summary = f"Faster R-CNN on {config.arch}, {len(splits.train)} photos"
-    notes = [*splits.warnings]
-    if splits.problems:
-        notes.append(summarise(splits.problems))
-    return _plan(model, summary, counts, boxes_a_step, steps, config, device, notes)
+    summary = f"{model.regions.architecture}, {len(splits.train)} photos"
+    return _plan(model, summary, counts, boxes_a_step, steps, config, device, splits.warnings)
 
 
 def _plan(
@@ -139,7 +136,7 @@ def _notes(
             f"{math.floor(1 / config.alpha)} validation photos; add photos, or raise --alpha"
         )
     if config.vos_weight == 0:
-        notes.append("vos_weight is 0: trained with cross-entropy alone")
+        notes.append("vos_weight is 0: trained without VOS")
     elif model.vos.radius_ratio < _USEFUL_RADIUS_RATIO:
         narrower = (
             "--box-features 128" if isinstance(model, UnknownAwareDetector) else "--bottleneck 64"
@@ -149,14 +146,14 @@ def _notes(
             f"outliers hardly leave the data; use {narrower}, or --radius-ratio 1.4"
         )
     late = [str(c["name"]) for c in classes if (c["ready_step"] or steps) > late_step]
-    if late:
+    if late and config.vos_weight:
         notes.append(f"rare classes get virtual outliers late or never: {', '.join(late)}")
     return notes
 
 
-def steps_per_epoch(photos: int, config: CommonConfig) -> int:
-    """Optimiser steps of one epoch."""
-    return len(joint_batches(photos, config))
+def training_steps(photos: int, config: CommonConfig) -> int:
+    """Optimiser steps of all epochs."""
+    return len(joint_batches(photos, config)) * config.n_epochs
 
 
 def _steps_until(features: int, per_step: float) -> int | None:

@@ -27,12 +27,12 @@ from knownot.models.model_folder import check_free, save
 from knownot.models.preprocessing import Preprocessing
 from knownot.training.altered import altered_features
 from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
+from knownot.training.classification_module import ClassificationTraining
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.head_first import train_head
-from knownot.training.lightning_module import VosTraining
-from knownot.training.plan import make_plan, steps_per_epoch
+from knownot.training.plan import make_plan
 from knownot.training.ranks import Ranks, check_shares, find_ranks
 from knownot.training.result import (
     TRAINING,
@@ -257,9 +257,8 @@ def _fit(
     ranks: Ranks,
     peer: PeerLoss | None,
 ) -> None:
-    steps = steps_per_epoch(len(dataset), config) * config.n_epochs
-    model.vos.start_step = config.start_step(steps)
-    module = VosTraining(model, dataset, config, steps, None if peer is None else peer(model))
+    module = ClassificationTraining(model, dataset, config, None if peer is None else peer(model))
+    model.vos.start_step = config.start_step(module.total_steps)
     fit(module, config, run, reporter.callbacks(), ranks)
 
 

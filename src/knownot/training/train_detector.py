@@ -29,7 +29,7 @@ from knownot.training.batches import readable
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
-from knownot.training.plan import make_detection_plan, steps_per_epoch
+from knownot.training.plan import make_detection_plan
 from knownot.training.ranks import Ranks, check_shares, find_ranks
 from knownot.training.result import TrainResult, held_out_digest, write_training_files
 from knownot.training.run_folder import RunFolder
@@ -70,27 +70,23 @@ def _train(
     started = time.monotonic()
     check_free(config.output, config.overwrite)
     skipped: dict[Path, str] = {} if ranks.first else run.skipped()
-    splits = _splits(config, skipped, tried=not ranks.first)
-    check_shares(config, len(splits.train))
+    splits = read_detection_splits(config.data, config.val_fraction, config.seed)
+    if config.strict:
+        require_clean(splits)
     L.seed_everything(config.seed, verbose=False)
     old = _finished(config, splits.train.classes)
     model = _build(config, splits.train.classes, old).to(device)
+    splits = _usable(splits, model, skipped, config.data, tried=not ranks.first)
+    check_shares(config, len(splits.train))
     model = model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     reporter.plan(make_detection_plan(model, splits, config, str(device)))
     before = None
     if ranks.first:
         run.open(skipped, model.classes)
         before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
-    steps = steps_per_epoch(len(splits.train), config) * config.n_epochs
-    model.vos.start_step = config.start_step(steps)
-    fit(
-        DetectionTraining(model, splits, config, steps),
-        config,
-        run,
-        reporter.callbacks(),
-        ranks,
-        gradient_clip_val=config.clip,
-    )
+    module = DetectionTraining(model, splits, config)
+    model.vos.start_step = config.start_step(module.total_steps)
+    fit(module, config, run, reporter.callbacks(), ranks, gradient_clip_val=config.clip)
     model.to(device).eval()
     found = _detect(model, splits.val, "validation photos", reporter, skipped)
     measured = _map(found, splits.val)
@@ -131,7 +127,7 @@ class _Before:
     ) -> None:
         self.found = _detect(model, val, "validation photos, before", reporter, skipped)
         self.measured = _map(self.found, val)
-        self.model = copy.deepcopy(model).cpu()
+        self.model = model.cpu()
 
     def compare(self, after: float | None, tolerance: float) -> dict[str, Any]:
         """Both figures, and whether the loss is more than was allowed."""
@@ -144,17 +140,21 @@ class _Before:
         }
 
 
-def _splits(config: DetectionConfig, skipped: dict[Path, str], tried: bool) -> DetectionSplits:
-    splits = read_detection_splits(config.data, config.val_fraction, config.seed)
-    if config.strict:
-        require_clean(splits)
+def _usable(
+    splits: DetectionSplits,
+    model: UnknownAwareDetector,
+    skipped: dict[Path, str],
+    data: Path,
+    tried: bool,
+) -> DetectionSplits:
+    """The photos that the model can be trained on; the others go to `skipped`."""
     known = skipped if tried else None
-    train, bad_train = readable(splits.train, known)
-    val, bad_val = readable(splits.val, known)
+    train, bad_train = readable(splits.train, known, model.regions.refuse_size)
+    val, bad_val = readable(splits.val, known, model.regions.refuse_size)
     skipped.update(bad_train | bad_val)
     for name, left in (("training", train), ("validation", val)):
         if sum(left.counts().values()) == 0:
-            raise DataError(f"{config.data}: no readable {name} photo with a box")
+            raise DataError(f"{data}: no readable {name} photo with a box")
     return DetectionSplits(
         DetectionSet(train.paths, train.objects, train.classes, splits.train.problems),
         DetectionSet(val.paths, val.objects, val.classes, splits.val.problems),
