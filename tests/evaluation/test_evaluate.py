@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from matplotlib.axes import Axes
+from PIL import Image
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
@@ -22,6 +25,7 @@ from knownot.evaluation.evaluate import (
     set_names,
 )
 from knownot.evaluation.figures import roc_curves
+from knownot.evaluation.html import thumbnail
 from knownot.models.classifier import UnknownAwareClassifier
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_model
 
@@ -194,6 +198,15 @@ def test_the_report_is_two_files_that_need_no_others(report: Report, tmp_path: P
     assert links
     assert all(link.startswith("data:image/") for link in links)
     assert "http" not in re.sub(r"data:image/[^\"]*", "", page).replace("http-equiv", "")
+
+
+def test_a_thumbnail_holds_pixels_and_nothing_else(tmp_path: Path) -> None:
+    photo = noisy(UNKNOWN_COLOUR, 0).resize((300, 200))
+    photo.save(tmp_path / "c.jpg", comment=b"taken by Jane")
+    assert b"Jane" in (tmp_path / "c.jpg").read_bytes()
+    picture = base64.b64decode(thumbnail(tmp_path / "c.jpg").split(",")[1])
+    assert b"Jane" not in picture
+    assert max(Image.open(io.BytesIO(picture)).size) == 160
 
 
 def test_mistakes_are_shown_most_confident_first(

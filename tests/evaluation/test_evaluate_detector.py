@@ -58,7 +58,7 @@ def test_fpr95_found_leaves_out_what_found_no_object(report: DetectionReport) ->
     known = torch.cat(
         [
             found["ood.combined"][right]
-            for found, right in zip(report.id_set.found, report.id_set.right(), strict=True)
+            for found, right in zip(report.id_set.found, report.id_set.right, strict=True)
         ]
     )
     unknown = report.ood_sets[0].scores["combined"]
@@ -69,7 +69,7 @@ def test_fpr95_found_leaves_out_what_found_no_object(report: DetectionReport) ->
 
 def test_flagged_id_is_the_share_of_found_known_objects(report: DetectionReport) -> None:
     flagged = torch.cat(
-        [u[r] for u, r in zip(report.id_set.unknown, report.id_set.right(), strict=True)]
+        [u[r] for u, r in zip(report.id_set.unknown, report.id_set.right, strict=True)]
     )
     summary = report.summary
     assert summary["n_id_objects_found"] == len(flagged) > 20

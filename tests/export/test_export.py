@@ -187,6 +187,9 @@ def test_photos_that_are_no_files(pair: tuple[UnknownAwareClassifier, Path]) -> 
         OnnxClassifier(path).predict(image, score="max")
     with pytest.raises(ConfigError, match="alpha"):
         OnnxClassifier(path).predict(image, alpha=5)
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match="batch_size: expected at least 1"):
+            OnnxClassifier(path).predict([image] * 3, batch_size=size)
     assert "photo: expected" in str(OnnxClassifier(path).predict([3])[0].error)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from knownot.core.energy import energy
 from knownot.core.scores import max_softmax
-from knownot.errors import ConfigError, ModelFileError
+from knownot.errors import ConfigError, DataError, ModelFileError
 from knownot.models.backbones import create_backbone, feature_width
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import load, save
@@ -201,6 +201,14 @@ def test_impossible_requests_are_refused() -> None:
         model.calibrate(torch.rand(0, model.scored_dim))
     with pytest.raises(ConfigError, match=r"alpha: expected a fraction in \(0, 1\), got 0"):
         UnknownAwareClassifier(tiny_backbone(), 8, ["a", "b"], alpha=0)
+
+
+def test_parts_are_not_chosen_without_known_rows() -> None:
+    model = tiny_model()
+    none, some = (torch.rand(n, model.scored_dim) for n in (0, 30))
+    logits = torch.rand(30, len(model.classes))
+    with pytest.raises(DataError, match="known: no row"):
+        model.choose_combination((logits[:0], none), [(logits, some)] * 2)
 
 
 def test_classwise_calibration_uses_the_predicted_class() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from knownot.errors import MissingExtraError, ScoringError
 from knownot.runtime import OnnxClassifier
-from knownot.scale.score import require_ray, score_photos
+from knownot.scale.score import _digest, require_ray, score_photos
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
 from tests.pages import run_page
@@ -198,6 +198,11 @@ def test_an_interrupted_job_continues(
     summary = score_photos(photos=photos, **job)
     assert (summary.photos, summary.continued, summary.errors) == (24, 6, 0)
     assert [row["path"] for row in rows_of(output)] == photos
+
+
+def test_a_job_goes_on_with_its_own_model_of_the_hub_alone() -> None:
+    assert _digest(Path("owner/one")) == _digest(Path("owner/one"))
+    assert _digest(Path("owner/one")) != _digest(Path("owner/other"))
 
 
 def test_mistakes_are_explained_and_leave_nothing(

@@ -33,6 +33,11 @@ def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
         ("a: [", "not valid YAML"),
         ("epochs: 3\nseed: 1\nepochs: 4\n", r"(?s)a second 'epochs'.*line 3"),
         ("epochs: 3", "no folder of photos was given"),
+        ("data:", "data: expected a folder, got None"),
+        ("data: 5", "data: expected a folder, got 5"),
+        ("data: p\n1: 2", "keys must be words, got 1"),
+        ("? [a, b]\n: c", "unhashable key"),
+        ("data: p\ntask: [classify]", r"task: .* got \['classify'\]"),
     ],
 )
 def test_wrong_configuration_files_are_explained(tmp_path: Path, text: str, said: str) -> None:
@@ -40,6 +45,12 @@ def test_wrong_configuration_files_are_explained(tmp_path: Path, text: str, said
     file.write_text(text)
     with pytest.raises(ConfigError, match=said):
         make_config({}, file)
+
+
+def test_settings_may_be_merged_as_yaml_does(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: p\nseed: 3\n<<: {seed: 1, epochs: 4}\n")
+    assert (make_config({}, file).seed, make_config({}, file).epochs) == (3, 4)
 
 
 def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ def test_features_of_altered_photos_are_kept_apart(tmp_path: Path) -> None:
     assert torch.equal(extract_features(model, paths, cache).rows, plain)
 
 
+def test_extraction_leaves_every_module_in_its_mode(tmp_path: Path) -> None:
+    paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
+    model = tiny_model().train()
+    next(model.backbone.children()).eval()  # as frozen norms are kept
+    before = [module.training for module in model.modules()]
+    extract_features(model, paths)
+    assert [module.training for module in model.modules()] == before
+    assert set(before) == {False, True}
+
+
 def test_another_backbone_does_not_meet_old_features(tmp_path: Path) -> None:
     paths = sorted(colour_folder(tmp_path / "photos", 3).rglob("*.png"))
     one, other = (tiny_model(seed=seed) for seed in (0, 1))

@@ -200,8 +200,6 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
-    except TypeError as error:
-        raise ConfigError(f"{name_or_file}: keys must be words ({error})") from None
 
 
 def _read(name_or_file: str) -> dict[str, Any]:

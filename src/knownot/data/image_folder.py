@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,11 +39,15 @@ class PhotoSet:
 
     def counts(self) -> dict[str, int]:
         """Number of photos of each class."""
-        return {name: self.labels.count(index) for index, name in enumerate(self.classes)}
+        counts = Counter(self.labels)
+        return {name: counts[index] for index, name in enumerate(self.classes)}
 
-    def paths_of(self, label: int) -> list[Path]:
-        """The photos of a class."""
-        return [path for path, own in zip(self.paths, self.labels, strict=True) if own == label]
+    def by_class(self) -> dict[str, list[Path]]:
+        """The photos of each class."""
+        paths: dict[str, list[Path]] = {name: [] for name in self.classes}
+        for path, label in zip(self.paths, self.labels, strict=True):
+            paths[self.classes[label]].append(path)
+        return paths
 
     def subset(self, indices: Iterable[int]) -> PhotoSet:
         """The photos at `indices`."""
@@ -195,8 +199,7 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
                 f"example {min(beside)}"
             )
     for split, photos in (("train", train), ("val", val)):
-        by_class = {name: photos.paths_of(index) for index, name in enumerate(photos.classes)}
-        twice = shared_photos(by_class)
+        twice = shared_photos(photos.by_class())
         if twice:
             shown = "; ".join(" = ".join(str(p) for p in same) for same in twice[:3])
             notes.append(
@@ -246,7 +249,7 @@ def _hold_out(
 ) -> tuple[PhotoSet, PhotoSet]:
     from sklearn.model_selection import train_test_split
 
-    lone = {i for i in range(len(photos.classes)) if photos.labels.count(i) < 2}
+    lone = {label for label, count in Counter(photos.labels).items() if count < 2}
     splittable = [i for i, label in enumerate(photos.labels) if label not in lone]
     stays = [i for i, label in enumerate(photos.labels) if label in lone]
     labels = [photos.labels[i] for i in splittable]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from knownot.errors import ConfigError
+
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
@@ -63,5 +65,11 @@ class Workers:
 
 
 def threads_for(photos: int, batch_size: int, cores: int) -> int:
-    """Threads that so many photos keep busy: 1 for a single batch, which may use all cores."""
+    """Threads that so many photos keep busy: 1 for a single batch, which may use all cores.
+
+    Raises:
+        ConfigError: If a batch would hold no photo.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
     return max(1, min(cores, -(-photos // batch_size)))

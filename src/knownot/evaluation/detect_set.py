@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from knownot.data.detection_set import Objects
-from knownot.data.photo import open_photo
 from knownot.errors import DataError
 from knownot.evaluation.box_matching import Boxes, match
 from knownot.models.detector import UnknownAwareDetector
@@ -39,13 +37,11 @@ def detect_photos(
     model.eval()
     for index, path in enumerate(paths):
         try:
-            image = open_photo(path)
-            model.regions.refuse_size(image.size, str(path))
+            pixels = model.pixels(path)
         except DataError as error:
             skipped[path] = str(error)
         else:
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.device)
-            (found,) = model([pixels], proposals)
+            (found,) = model([pixels.to(model.device)], proposals)
             yield index, {name: values.cpu() for name, values in found.items()}
         if progress:
             progress(1)

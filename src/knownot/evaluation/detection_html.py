@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from knownot.data.photo import open_photo
+from knownot.data.photo import open_photo, small_jpeg
 from knownot.errors import DataError
 from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes
 from knownot.evaluation.figures import histograms, roc_curves
@@ -44,7 +43,7 @@ def write_detection_html(report: DetectionReport, path: Path) -> Path:
 def _mistakes(report: DetectionReport) -> list[dict[str, Any]]:
     """Galleries of photos, the one with the worst box first."""
     id_set = report.id_set
-    refused = [u & r for u, r in zip(id_set.unknown, id_set.right(), strict=True)]
+    refused = [u & r for u, r in zip(id_set.unknown, id_set.right, strict=True)]
     galleries = [
         _gallery(report, "Known objects called unknown, highest score first", id_set, refused, 1.0)
     ]
@@ -86,6 +85,5 @@ def _picture(report: DetectionReport, scored: ScoredBoxes, i: int) -> str:
         )
         for row in torch.nonzero(kept).flatten().tolist()
     ]
-    buffer = io.BytesIO()
-    draw_boxes(image, boxes, least_side=_LEAST_SIDE).save(buffer, "JPEG", quality=80)
-    return data_url(buffer.getvalue(), "jpeg")
+    drawn = draw_boxes(image, boxes, least_side=_LEAST_SIDE)
+    return data_url(small_jpeg(drawn, max(drawn.size), quality=80), "jpeg")

@@ -19,6 +19,7 @@ from knownot.data.reading import read_batches
 from knownot.errors import DataError
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
+from knownot.models.modes import evaluating
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -151,7 +152,6 @@ def score_photos(
     Raises:
         DataError: If none of the photos can be read.
     """
-    model.eval()
     advance = progress(name, len(paths)) if progress else lambda done: None
     skipped: dict[Path, str] = {}
     indices: list[int] = []
@@ -163,7 +163,7 @@ def score_photos(
     def scored(photos: Tensor) -> _Batch:
         return _scored(model, photos, score, alpha)
 
-    with cpu_workers(model.device, len(paths), size) as workers:
+    with evaluating(model), cpu_workers(model.device, len(paths), size) as workers:
         for batch, found in workers.spread(batches, scored):
             predicted.append(found.predicted)
             confidence.append(found.confidence)

@@ -71,7 +71,7 @@ class ScoredBoxes:
     proposals: list[Detections] = field(default_factory=list)
     skipped: dict[Path, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def counted(self) -> list[Tensor]:
         """Which boxes count, for each photo (B,), bool.
 
@@ -81,7 +81,7 @@ class ScoredBoxes:
         above = [found["scores"] >= self.threshold for found in self.found]
         if not self.is_ood:
             return above
-        return [kept & ~right for kept, right in zip(above, self.right(), strict=True)]
+        return [kept & ~right for kept, right in zip(above, self.right, strict=True)]
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -104,6 +104,7 @@ class ScoredBoxes:
             shown.append(above[kept])
         return shown
 
+    @cached_property
     def right(self) -> list[Tensor]:
         """Boxes above the threshold on an annotated object of their class, for each photo (B,)."""
         return [
@@ -248,7 +249,7 @@ def _summary(
 ) -> dict[str, Any]:
     boxes = [as_boxes(found) for found in id_set.found]
     measured = mean_average_precision(boxes, id_set.truth, model.classes)
-    right = id_set.right()
+    right = id_set.right
     unknown = torch.cat([u[r] for u, r in zip(id_set.unknown, right, strict=True)])
     summary: dict[str, Any] = {
         "task": "detect",
@@ -292,7 +293,7 @@ def _ood_summary(
         name: {**separation(id_scores[name], values)} if measured else dict.fromkeys(_MEASURES)
         for name, values in ood_scores.items()
     }
-    found = torch.cat([r[c] for r, c in zip(id_set.right(), id_set.counted, strict=True)])
+    found = torch.cat([r[c] for r, c in zip(id_set.right, id_set.counted, strict=True)])
     for name, row in by_score.items():
         has_both = measured and found.any()
         row["fpr95_found"] = fpr95(id_scores[name][found], ood_scores[name]) if has_both else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 import knownot
 from knownot.core.calibration import flagged
 from knownot.data.kept_files import write_whole
-from knownot.data.photo import open_photo
+from knownot.data.photo import open_photo, small_jpeg
 from knownot.errors import DataError
 from knownot.evaluation.figures import histograms, roc_curves
 
@@ -110,10 +109,7 @@ def thumbnail(path: Path) -> str:
         DataError: If it cannot be read.
     """
     image = open_photo(path, at_least=_THUMBNAIL)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return data_url(buffer.getvalue(), "jpeg")
+    return data_url(small_jpeg(image, _THUMBNAIL, quality=80), "jpeg")
 
 
 def data_url(data: bytes, kind: str) -> str:

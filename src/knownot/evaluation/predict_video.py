@@ -102,7 +102,5 @@ def _batches(video: VideoReader, every: int, size: int) -> Iterator[tuple[list[F
 
 
 def _failed(model: Model, path: Path, error: str) -> Answer:
-    if model.task == "detect":
-        return DetectionPrediction([], 0, 0, str(path), error)
-    nan = float("nan")
-    return Prediction("", False, nan, nan, path=str(path), error=error)
+    kind = DetectionPrediction if model.task == "detect" else Prediction
+    return replace(kind.failed(error), path=str(path))

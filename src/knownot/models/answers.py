@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,36 +34,18 @@ def answers_in_order(
         workers: Compute the batches.
     """
     done = 0
-    skipped: dict[Any, str] = {}
-    items = [_Item(i, photo) for i, photo in enumerate(photos)]
-    batches = read_ahead(items, lambda item: read(item.photo), batch_size, skipped)
+    skipped: dict[int, str] = {}
+    # Photos by their number: arrays do not hash.
+    numbers = range(len(photos))
+    batches = read_ahead(numbers, lambda number: read(photos[number]), batch_size, skipped)
     for indices, predictions in workers.spread(batches, answer):
         for index, prediction in zip(indices, predictions, strict=True):
-            yield from _failures(skipped, photos, done, index, failed)
+            for bad in range(done, index):
+                yield _with_path(failed(skipped.pop(bad)), photos[bad])
             yield _with_path(prediction, photos[index])
             done = index + 1
-    yield from _failures(skipped, photos, done, len(photos), failed)
-
-
-@dataclass(frozen=True, eq=False)
-class _Item:
-    """A photo to predict; told apart by identity, since arrays do not hash."""
-
-    index: int
-    photo: Any
-
-
-def _failures(
-    skipped: dict[Any, str],
-    photos: Sequence[Any],
-    start: int,
-    stop: int,
-    failed: Callable[[str], Answer],
-) -> Iterator[Answer]:
-    errors = {item.index: reason for item, reason in skipped.items()}
-    for index in range(start, stop):
-        if index in errors:
-            yield _with_path(failed(errors[index]), photos[index])
+    for bad in range(done, len(photos)):
+        yield _with_path(failed(skipped.pop(bad)), photos[bad])
 
 
 def _with_path(answer: Answer, photo: Any) -> Answer:

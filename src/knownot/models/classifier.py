@@ -263,8 +263,6 @@ class UnknownAwareClassifier(UnknownAwareModel):
         self.calibration(score)  # a wrong name is told before any photo is read
         alpha = self.valid_alpha(alpha)
         size = self.batch_size if batch_size is None else batch_size
-        if size < 1:
-            raise ConfigError(f"batch_size: expected at least 1, got {size}")
         with evaluating(self), cpu_workers(self.device, len(photos), size) as workers:
             yield from answers_in_order(
                 photos,

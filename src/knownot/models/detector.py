@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from knownot.core.calibration import ConformalCalibration, flagged
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
@@ -250,20 +251,33 @@ class UnknownAwareDetector(UnknownAwareModel):
         self.calibration(score)  # a wrong name is told before any photo is read
         alpha = self.valid_alpha(alpha)
         least = self.box_threshold if box_threshold is None else box_threshold
+        if not 0 <= least <= 1:
+            raise ConfigError(f"box_threshold: expected a fraction in [0, 1], got {least}")
         for photo in photos:
             path = str(photo) if isinstance(photo, (str, Path)) else None
             try:
-                image = open_photo(photo) if path is not None else to_pil(photo)
-                self.regions.refuse_size(image.size, path or "photo")
+                pixels = self.pixels(photo)
             except DataError as error:
-                yield DetectionPrediction([], 0, 0, path, str(error))
+                yield replace(DetectionPrediction.failed(str(error)), path=path)
                 continue
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(self.device)
-            (found,) = self([pixels], proposals)
+            (found,) = self([pixels.to(self.device)], proposals)
             boxes = self._answer(found, alpha, score, least)
             if proposals:
                 boxes += self._unclaimed_answer(found, alpha)
-            yield DetectionPrediction(boxes, image.width, image.height, path)
+            height, width = pixels.shape[1:]
+            yield DetectionPrediction(boxes, width, height, path)
+
+    def pixels(self, photo: Any) -> Tensor:
+        """Pixels (3, H, W), uint8, of a photo of the kinds that `predict` takes, upright.
+
+        Raises:
+            DataError: If it cannot be read, or is too thin for this detector.
+        """
+        from_file = isinstance(photo, (str, Path))
+        image = open_photo(photo) if from_file else to_pil(photo)
+        self.regions.refuse_size(image.size, str(photo) if from_file else "photo")
+        pixels: Tensor = pil_to_tensor(image)
+        return pixels
 
     def _answer(self, found: Detections, alpha: float, score: str, least: float) -> list[Detection]:
         found = {

@@ -24,6 +24,7 @@ from torchvision.ops.poolers import initLevelMapper
 from knownot.data.thin import refuse_thin
 from knownot.errors import ConfigError
 from knownot.models.backbones import pixel_statistics
+from knownot.models.modes import evaluating
 from knownot.models.pooled_maps import by_image, pooled_maps
 from knownot.models.pyramid import TimmPyramid
 from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
@@ -318,11 +319,8 @@ class RememberingProposals(RegionProposalNetwork):  # type: ignore[misc]
 @torch.no_grad()
 def _maps_of_a_square(model: FasterRCNN, network: nn.Module) -> Any:
     """Maps that a network within the model gives for a square of `_SIDE` pixels."""
-    training = model.training
-    model.eval()
-    maps = network(torch.zeros(1, 3, _SIDE, _SIDE))
-    model.train(training)
-    return maps
+    with evaluating(model):
+        return network(torch.zeros(1, 3, _SIDE, _SIDE))
 
 
 def _fix_scales(model: FasterRCNN) -> None:

@@ -18,7 +18,7 @@ from knownot.core.other_outliers import OutlierName
 from knownot.core.phi import PhiName
 from knownot.core.scores import FeatureScores, max_softmax
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
-from knownot.errors import ConfigError, ModelFileError
+from knownot.errors import ConfigError, DataError, ModelFileError
 from knownot.models.hub import HubMethods
 from knownot.models.prediction import UNKNOWN
 
@@ -139,10 +139,14 @@ class UnknownAwareModel(HubMethods, nn.Module):
         Args:
             known: Logits (n, C) and features (n, S) of held-out rows.
             outliers: The same of each kind of outliers, see `knownot.core.combination.choose_parts`.
+
+        Raises:
+            DataError: If there is no known row.
         """
-        of_known, *of_outliers = (
-            self._scores_to_calibrate(*rows) for rows in (known, *outliers) if len(rows[0])
-        )
+        if not len(known[0]):
+            raise DataError("known: no row to choose the parts of the combined score by")
+        of_known = self._scores_to_calibrate(*known)
+        of_outliers = [self._scores_to_calibrate(*rows) for rows in outliers if len(rows[0])]
         parts = [part for part in COMBINED_PARTS if part in of_known]
         self.combined = CombinedScore(choose_parts(of_known, of_outliers, parts))
 

@@ -79,7 +79,7 @@ class ExportedClassifier(ExportedModel[ClassifierMetadata]):
     ) -> Iterator[Prediction]:
         """Like `predict`, one answer after another in bounded memory."""
         settings = self._settings(alpha, score)
-        size = batch_size or _BATCH
+        size = _BATCH if batch_size is None else batch_size
         count = threads_for(len(photos), size, self._cores)
         run = self._run if count == 1 else self._run_on_one_core
         with ThreadPoolExecutor(count, thread_name_prefix="batch") as pool:

@@ -135,7 +135,12 @@ def _free(output: Path) -> Path:
 
 
 def _digest(model: Path) -> str:
-    """Of the file, or of the files of a model folder: two exports differ, if only in a time."""
+    """Of the file, or of the files of a model folder: two exports differ, if only in a time.
+
+    Of a model on the hub, its name: a job goes on with the export that it began with.
+    """
+    if not model.exists():
+        return hashlib.sha256(str(model).encode()).hexdigest()
     digest = hashlib.sha256()
     for file in sorted(model.iterdir()) if model.is_dir() else [model]:
         if file.is_file():

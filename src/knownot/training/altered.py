@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from knownot.data.altered import ALTERATIONS, alter
-from knownot.data.photo import open_photo
 from knownot.errors import DataError
 from knownot.evaluation.detect_set import joined
 from knownot.models.classifier import UnknownAwareClassifier
@@ -69,7 +67,7 @@ def altered_boxes(
     found: dict[str, list[Detections]] = {name: [] for name in ALTERATIONS}
     before: Tensor | None = None
     for number, path in enumerate(paths):
-        photo = _pixels(path)
+        photo = _pixels(model, path)
         if photo is not None:
             # The photo before takes part where two are mixed.
             other = photo if before is None else resize(before, list(photo.shape[1:]))
@@ -82,8 +80,8 @@ def altered_boxes(
     return [joined(parts) for parts in found.values() if parts]
 
 
-def _pixels(path: Path) -> Tensor | None:
+def _pixels(model: UnknownAwareDetector, path: Path) -> Tensor | None:
     try:
-        return torch.from_numpy(np.array(open_photo(path))).permute(2, 0, 1)
+        return model.pixels(path)
     except DataError:  # skipped, and said so, when it was scored
         return None

@@ -306,6 +306,8 @@ def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Confi
         raise ConfigError(
             "data: no folder of photos was given; try knownot train photos/ -o model/"
         )
+    if not isinstance(values["data"], (str, Path)):
+        raise ConfigError(f"data: expected a folder, got {values['data']!r}")
     kind = _kind(values.pop("task", "auto"), Path(values["data"]))
     try:
         return kind(**values)
@@ -313,11 +315,11 @@ def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Confi
         raise ConfigError(_explain(error, kind)) from None
 
 
-def _kind(task: str, data: Path) -> type[Config]:
-    kinds: dict[str, type[Config]] = {"classify": TrainConfig, "detect": DetectionConfig}
+def _kind(task: object, data: Path) -> type[Config]:
+    kinds: dict[object, type[Config]] = {"classify": TrainConfig, "detect": DetectionConfig}
     if task == "auto":
         task = "detect" if looks_like_detection(data) else "classify"
-    if task not in kinds:
+    if not isinstance(task, str) or task not in kinds:
         raise ConfigError(f"task: expected auto, classify or detect, got {task!r}")
     return kinds[task]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from knownot.data.reading import read_batches
 from knownot.data.spread import Workers
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
+from knownot.models.modes import evaluating
 
 _PIECE = 256
 _ROUNDING = 1e-2  # of the largest feature: threads and processors round differently
@@ -71,14 +72,13 @@ def extract_features(
     Returns:
         Features of all readable photos; unreadable ones are listed, not fatal.
     """
-    was_training = model.training
-    model.eval()
     fingerprint = b"" if cache is None else _fingerprint(model) + ",".join(altered).encode()
-    probe = None if cache is None else _probe(model)
     rows, indices, skipped = [], [], {}
-    with ExitStack() as at_end:
-        at_end.callback(model.train, was_training)
-        workers = at_end.enter_context(cpu_workers(model.device, len(paths), model.batch_size))
+    with (
+        evaluating(model),
+        cpu_workers(model.device, len(paths), model.batch_size) as workers,
+    ):
+        probe = None if cache is None else _probe(model)
         for start in range(0, len(paths), _PIECE):
             piece = paths[start : start + _PIECE]
             stored = cache and cache / "features" / f"{_key(fingerprint, piece)}.safetensors"
