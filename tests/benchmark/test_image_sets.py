@@ -15,7 +15,7 @@ from torchvision import datasets
 from knownot.benchmark import image_sets
 from knownot.benchmark.image_sets import known_images, ood_images
 from knownot.errors import DataError
-from tests.helpers import UNKNOWN_COLOUR, cifar_tar, noisy
+from tests.helpers import UNKNOWN_COLOUR, cifar_tar, colour_folder, noisy
 
 RANDOM = np.random.default_rng(0)
 
@@ -171,6 +171,11 @@ def test_a_limit_chooses_the_same_images_from_the_whole_set(tmp_path: Path) -> N
 def test_what_is_missing_and_cannot_be_had_is_one_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="not there"):
         ood_images(name, tmp_path, 10)
+
+
+def test_a_folder_of_ones_own_comes_before_a_registered_set(tmp_path: Path) -> None:
+    colour_folder(tmp_path / "ood" / "svhn", 2)
+    assert len(ood_images("svhn", tmp_path, 100)) == 4
 
 
 def test_an_unknown_set_names_the_known_ones(tmp_path: Path) -> None:

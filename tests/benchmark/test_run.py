@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 from knownot.benchmark import scores
-from knownot.benchmark.config import BenchmarkConfig
+from knownot.benchmark.config import BenchmarkConfig, OwnTraining
 from knownot.benchmark.image_sets import ood_images
 from knownot.benchmark.protocols import PROTOCOLS
 from knownot.benchmark.report import Table, main_tables
@@ -207,6 +207,34 @@ def test_numbers_of_other_images_or_of_two_runs_are_not_mixed(
         pytest.raises(ConfigError, match="another benchmark is writing there"),
     ):
         run_benchmark(finished)
+
+
+def test_numbers_of_photos_that_changed_are_not_mixed(finished: Workplace, tmp_path: Path) -> None:
+    data, output = (
+        Path(shutil.copytree(folder, tmp_path / name))
+        for folder, name in ((finished.data, "data"), (finished.output, "out"))
+    )
+    (output / "data.txt").write_text(
+        f"{data}\n"
+    )  # as a run of before photos were looked at left it
+    place = Workplace(finished.config, data, output, finished.cache)
+    rows = (output / "results.csv").read_bytes()
+    run_benchmark(place)
+    next((data / "ood" / "blue").iterdir()).unlink()
+    with pytest.raises(ConfigError, match="blue: the photos have changed"):
+        run_benchmark(place)
+    assert (output / "results.csv").read_bytes() == rows
+
+
+@pytest.mark.parametrize("key", ["seed", "output"])
+def test_settings_that_the_benchmark_makes_are_refused(
+    finished: Workplace, tmp_path: Path, key: str
+) -> None:
+    own = OwnTraining(about="own", settings={key: 1}, scores=["energy"])
+    config = finished.config.model_copy(update={"methods": {"own": own}})
+    place = Workplace(config, finished.data, tmp_path / "out", finished.cache)
+    with pytest.raises(ConfigError, match=f"own: {key} is the benchmark's own"):
+        run_benchmark(place)
 
 
 def test_a_bar_in_a_name_is_no_column() -> None:

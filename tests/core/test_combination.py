@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from knownot.core.combination import choose_parts
+from knownot.core.combination import TailLogP, choose_parts
 
 
 def scores_of(shift: dict[str, float], n: int, seed: int) -> dict[str, torch.Tensor]:
@@ -23,6 +25,14 @@ def test_parts_that_each_see_something_stay_together() -> None:
     known = scores_of(dict.fromkeys(parts, 0.0), 1000, 0)
     outliers = [scores_of(dict.fromkeys(parts, 0.0) | {p: 4.0}, 500, 1) for p in parts]
     assert choose_parts(known, outliers, parts) == parts
+
+
+def test_an_infinite_score_costs_no_order() -> None:
+    scores = torch.cat([torch.arange(100.0), torch.tensor([math.inf, -math.inf])])
+    law = TailLogP().fit(scores)
+    found = law(torch.tensor([-5.0, 50.0, 99.0, 150.0, 1000.0]))
+    assert found.isfinite().all()
+    assert (found[1:] > found[:-1]).all()
 
 
 def test_a_gain_on_one_kind_alone_decides_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from knownot.core.energy import energy, negative_weighted_energy
-from knownot.core.phi import FreeLinear, MonotoneLinear, make_phi
+from knownot.core.phi import FreeLinear, MonotoneLinear, PhiName, make_phi
 from knownot.core.streaming_gaussians import StreamingGaussians
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss, uncertainty_loss
 from knownot.core.window_gaussians import WindowGaussians
@@ -356,6 +357,19 @@ def test_monotone_phi_starts_near_the_identity(phi) -> None:
     assert torch.allclose(make_phi(phi)(x), x, atol=1.5)
 
 
+@pytest.mark.parametrize("phi", get_args(PhiName))
+def test_phi_keeps_the_precision_of_the_energies(phi: PhiName) -> None:
+    _, vos = make(phi=phi)
+    logits = torch.linspace(0, 1, 3000).view(1000, 3)
+    plain = vos.ood_score(logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vos.ood_score(logits), plain)
+    assert vos.ood_score(logits.double()).dtype == torch.float64
+    for cast in (vos.bfloat16(), vos.half()):
+        assert cast.ood_score(logits).dtype == torch.float32
+        assert len(cast.ood_score(logits).unique()) > 900
+
+
 def test_free_phi_may_turn_around_and_the_monotone_one_may_not() -> None:
     x = torch.linspace(-3, 3, 50)
     target = -2 * x  # rewards the reverse direction
@@ -419,15 +433,19 @@ def test_row_weights_are_repetitions(n: int, m: int, seed: int) -> None:
 
 def test_wrong_arguments_are_named() -> None:
     wrong = {
-        "weight": -1, "start_step": -1, "outliers_per_class": 0, "draws_per_class": 0,
-        "min_count": 0, "tail_probability": 2.0, "gaussians": "queue", "phi": "linear",
+        "weight": -1, "outliers_per_class": 0, "draws_per_class": 0,
+        "start_step": 0.4, "background_index": -1, "min_count": 0, "tail_probability": 2.0,
+        "gaussians": "queue", "phi": "linear",
         "shrinkage": "none", "queue_size": 0, "outliers": "nops", "radius_ratio": 0.0,
     }  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             make(**{name: value})
-    with pytest.raises(ValueError, match="min_count: expected at most the 1 features"):
-        make(queue_size=1)
+    with pytest.raises(ValueError, match="start_step: expected at least 0"):
+        make(start_step=-1)
+    for gaussians in ("window", "streaming"):
+        with pytest.raises(ValueError, match="min_count: expected at most the 1 features"):
+            make(queue_size=1, gaussians=gaussians)
     with pytest.raises(ValueError, match="head"):
         VirtualOutlierLoss(head=3, num_classes=2, feature_dim=2)
     _, vos = make()

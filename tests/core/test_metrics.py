@@ -122,6 +122,13 @@ def test_every_metric_depends_on_the_order_alone(known, unknown, power, shift) -
         assert value == pytest.approx(moved, abs=1e-12)
 
 
+def test_a_threshold_is_not_rounded_for_the_other_set() -> None:
+    known = torch.cat([torch.full((95,), 0.9985), torch.full((5,), 2.0)])
+    unknown = torch.ones(100, dtype=torch.bfloat16)  # in which 0.9985 is 1
+    assert metrics.fpr95(known, unknown) == 0.0
+    assert metrics.fpr95(known.double(), unknown.float()) == 0.0
+
+
 def test_infinite_scores_keep_their_order() -> None:
     known, unknown = torch.tensor([-math.inf, 0.0]), torch.tensor([1.0, math.inf])
     assert metrics.auroc(known, unknown) == 1.0

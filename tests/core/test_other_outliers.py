@@ -197,6 +197,14 @@ def test_what_reads_features_needs_windows(name: OutlierName) -> None:
         VirtualOutlierLoss(nn.Linear(2, 2), 2, 2, gaussians="streaming", outliers=name)
 
 
+@pytest.mark.parametrize("name", ["noise", "noisy-features", "mixup", "npos"])
+@pytest.mark.parametrize("setting", ["radius_ratio", "tail_probability"])
+def test_settings_of_tails_are_refused_where_there_is_none(name: OutlierName, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: 0.5 would do nothing"):
+        VirtualOutlierLoss(nn.Linear(2, 2), 2, 2, outliers=name, **{setting: 0.5})
+    assert VirtualOutlierLoss(nn.Linear(2, 2), 2, 2, outliers=name).radius_ratio is None
+
+
 def test_a_sampler_of_ones_own_is_used() -> None:
     class Origin(OutlierSampler):
         def draw(self, classes, device, generator):
@@ -207,4 +215,5 @@ def test_a_sampler_of_ones_own_is_used() -> None:
 
     vos = VirtualOutlierLoss(nn.Linear(2, 2), 2, 2, outliers=Origin(2, 3))
     assert torch.equal(vos.sample_outliers(), torch.zeros(6, 2))
+    assert vos.radius_ratio is None
     assert vos(torch.randn(4, 2), torch.randn(4, 2), torch.arange(4) % 2).item() > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.covariance import oas
 from sklearn.neighbors import NearestNeighbors
 
+from knownot.core.combination import CombinedScore
 from knownot.core.scores import FeatureScores, knn, mahalanobis, max_softmax
 from knownot.core.window_gaussians import WindowGaussians
 
@@ -91,6 +94,36 @@ def test_half_precision_features_are_scored() -> None:
     for values in fitted(features.half()).values():
         assert values.isfinite().all()
         assert values.dtype == torch.float32
+
+
+def test_autocast_costs_no_digit() -> None:
+    features, labels = torch.randn(300, 16) @ torch.randn(16, 16) + 3, torch.arange(300) % 3
+    scores = FeatureScores.fit(features, labels, 3)
+    combined = CombinedScore(["mahalanobis", "knn"]).fit(scores(features))
+    plain = scores(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = scores(features)
+        together = combined(plain)
+        nearest = scores.nearest(features, 3)
+    for name, values in plain.items():
+        assert torch.equal(cast[name], values)
+    assert torch.equal(together, combined(plain))
+    assert torch.equal(nearest, scores.nearest(features, 3))
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_rows_that_are_not_finite_or_of_no_class_take_no_part(spoilt: float) -> None:
+    features, labels = torch.randn(60, 8), torch.arange(60) % 2
+    fitted = FeatureScores.fit(features, labels, 2)
+    more = torch.cat([torch.full((12, 8), spoilt), features, torch.randn(2, 8)])
+    of_more = torch.cat([torch.zeros(12, dtype=torch.int64), labels, torch.tensor([-100, 2])])
+    again = FeatureScores.fit(more, of_more, 2)
+    assert torch.equal(again.bank, fitted.bank)
+    assert torch.equal(again.bank_rows, fitted.bank_rows + 12)
+    for name, values in fitted(features).items():
+        assert torch.equal(again(features)[name], values)
+    with pytest.raises(ValueError, match="no row of finite numbers"):
+        FeatureScores.fit(more[:12], of_more[:12], 2)
 
 
 def test_wrong_arguments_are_named() -> None:

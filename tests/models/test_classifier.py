@@ -203,6 +203,13 @@ def test_impossible_requests_are_refused() -> None:
         UnknownAwareClassifier(tiny_backbone(), 8, ["a", "b"], alpha=0)
 
 
+def test_scores_that_are_fitted_anew_are_not_calibrated() -> None:
+    model = tiny_model()
+    model.fit_scores(torch.rand(40, model.scored_dim), torch.arange(40) % 2)
+    with pytest.raises(ModelFileError, match="not calibrated"):
+        model.predict([noisy(COLOURS["red"], 0)])
+
+
 def test_parts_are_not_chosen_without_known_rows() -> None:
     model = tiny_model()
     none, some = (torch.rand(n, model.scored_dim) for n in (0, 30))

@@ -53,6 +53,12 @@ def test_settings_may_be_merged_as_yaml_does(tmp_path: Path) -> None:
     assert (make_config({}, file).seed, make_config({}, file).epochs) == (3, 4)
 
 
+def test_settings_of_tails_are_refused_where_there_is_none() -> None:
+    config = make_config({"data": Path("p"), "outliers": "mixup", "radius_ratio": 3})
+    with pytest.raises(ConfigError, match="radius_ratio: does nothing for mixup outliers"):
+        config.vos_settings(10, 64)
+
+
 def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read"):
         make_config({}, tmp_path / "no.yaml")

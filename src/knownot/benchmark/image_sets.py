@@ -1,6 +1,7 @@
 """Image sets by name: photo folders, archives and arrays that are downloaded, noise.
 
-A name that is not registered is a folder of photos: `NAME`, or `ood/NAME`, below the data folder.
+A name that is not registered is a folder of photos: `NAME`, or `ood/NAME`, below the data folder; one
+in `ood/` comes before a registered set of its name.
 """
 
 from __future__ import annotations
@@ -83,7 +84,13 @@ def ood_images(name: str, data: Path, limit: int) -> Images:
     Raises:
         DataError: If there is no such set, or it cannot be read or downloaded.
     """
-    images = OOD_SETS[name](data) if name in OOD_SETS else _folder(name, data)
+    folder = photo_folder(name, data)
+    if folder is None and name not in OOD_SETS:
+        raise DataError(
+            f"{data}: holds no set {name!r} (looked for ood/{name} and {name}); other known sets: "
+            f"{', '.join(OOD_SETS)}"
+        )
+    images = OOD_SETS[name](data) if folder is None else list_photos(folder)
     if len(images) <= limit:
         return images
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit]
@@ -104,14 +111,12 @@ def known_images(name: str, data: Path, split: str) -> KnownImages:
     return KNOWN_SETS[name](data, split)
 
 
-def _folder(name: str, data: Path) -> Images:
-    for folder in (data / "ood" / name, data / name, Path(name)):
-        if folder.is_dir():
-            return list_photos(folder)
-    raise DataError(
-        f"{data}: holds no set {name!r} (looked for ood/{name} and {name}); other known sets: "
-        f"{', '.join(OOD_SETS)}"
-    )
+def photo_folder(name: str, data: Path) -> Path | None:
+    """The folder of photos that an OOD set is, or None for a registered one or none."""
+    folders = [data / "ood" / name]
+    if name not in OOD_SETS:  # a folder of that name may be what a download left
+        folders += [data / name, Path(name)]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _loaded(what: str, load: Callable[[bool], Any]) -> Any:

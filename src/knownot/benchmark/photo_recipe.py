@@ -101,10 +101,15 @@ class PhotoRecipe:
         return self.place.reporter.stage(name, total)
 
     def _config(self, training: str, seed: int) -> TrainConfig:
+        settings = self.place.config.training_of(training).settings
+        if given := {"data", "output", "seed"} & {*settings, *self.settings}:
+            raise ConfigError(
+                f"{training}: {min(given)} is the benchmark's own to set; leave it out of the settings"
+            )
         config = make_config(
             {
                 **self.settings,
-                **self.place.config.training_of(training).settings,
+                **settings,
                 "data": self.root,
                 "output": self.place.model_folder(training, seed),
                 "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from knownot.benchmark.arrays import Arrays, Fitted
 from knownot.benchmark.config import PhotoTraining
+from knownot.benchmark.image_sets import photo_folder
 from knownot.benchmark.photo_recipe import PhotoRecipe
 from knownot.benchmark.protocols import get_protocol
 from knownot.benchmark.recipe import Recipe
@@ -22,6 +24,7 @@ from knownot.benchmark.scores import SCORES
 from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.summary import Summary, summarise
 from knownot.benchmark.workplace import Workplace
+from knownot.data.image_folder import list_photos
 from knownot.data.kept_files import read_tensors, write_tensors, write_whole
 from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError, DataError, KnownotError
@@ -93,22 +96,46 @@ def _alone(output: Path) -> Iterator[None]:
 def _rows_of_before(place: Workplace) -> list[Row]:
     """The numbers that an earlier run left and that are of the same images."""
     data, settings = place.output / DATA, place.output / SETTINGS
-    here = str(place.data.resolve())
-    before = data.read_text("utf-8").strip() if data.is_file() else here
+    here, digests = str(place.data.resolve()), _photo_digests(place)
+    before, *lines = data.read_text("utf-8").splitlines() if data.is_file() else [here]
     if before != here:
         raise ConfigError(
             f"{place.output}: holds numbers of the images in {before}; choose another folder with -o "
             f"(or remove {data}, if those in {here} are the same)"
         )
+    digests_before = dict(line.rsplit(" ", 1) for line in lines)
+    for name, digest in digests.items():
+        if digests_before.setdefault(name, digest) != digest:
+            raise ConfigError(
+                f"{name}: the photos have changed since {place.output} was begun, and new numbers "
+                "would stand beside those of other photos; choose another folder with -o"
+            )
     rows = read_rows(place.output / RESULTS)
     if settings.is_file():
         most = read_settings(settings.read_text("utf-8"), str(settings)).get("max_images")
         if most != place.config.max_images:  # the scores of each number of images are kept
             rows = [row for row in rows if row.set == KNOWN]
             write_rows(place.output / RESULTS, rows)
-    write_whole(data, lambda file: file.write_text(f"{here}\n", "utf-8"))
+    lines = [here, *(f"{name} {digest}" for name, digest in digests_before.items())]
+    write_whole(data, lambda file: file.write_text("\n".join(lines) + "\n", "utf-8"))
     write_whole(settings, lambda file: file.write_text(place.config.to_yaml(), "utf-8"))
     return rows
+
+
+def _photo_digests(place: Workplace) -> dict[str, str]:
+    """Of names and sizes of the photos of each set that is a folder, the known one's included."""
+    config = place.config
+    folders = {config.known: place.data / config.known}
+    folders |= {name: folder for name in config.sets if (folder := photo_folder(name, place.data))}
+    digests = {}
+    for name, folder in folders.items():
+        if folder.is_dir():
+            digest = hashlib.sha256()
+            for path in list_photos(folder):
+                size = path.stat().st_size if path.exists() else 0
+                digest.update(f"{path.relative_to(folder)} {size}\0".encode("utf-8", "replace"))
+            digests[name] = digest.hexdigest()
+    return digests
 
 
 def make_recipe(place: Workplace) -> Recipe:

@@ -95,7 +95,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "combined from": model.combined.parts if model.combined else [],
         "alpha": model.alpha,
         "threshold": model.threshold(),
-        "radius ratio": round(model.vos.radius_ratio, 3),
+        "radius ratio": model.vos.radius_ratio and round(model.vos.radius_ratio, 3),
         "energy weights": [round(w, 4) for w in model.vos.energy_weights.tolist()],
         "training photos": metrics.get("n_train"),
         **{

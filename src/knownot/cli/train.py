@@ -276,10 +276,11 @@ class _Printer:
         note.print(table)
         if len(shown) < len(plan.classes):
             note.print(f"… and {len(plan.classes) - len(shown)} more classes")
+        ratio = "" if plan.radius_ratio is None else f"radius ratio {plan.radius_ratio:.2f}, "
         note.print(
             f"{plain(plan.summary)} = {plan.steps} steps on {plan.device}; VOS from step "
-            f"{plan.start_step}, features of width {plan.feature_dim}, radius ratio "
-            f"{plan.radius_ratio:.2f}, windows {plan.window_mib:.1f} MiB",
+            f"{plan.start_step}, features of width {plan.feature_dim}, "
+            f"{ratio}windows {plan.window_mib:.1f} MiB",
             soft_wrap=True,
         )
         for text in plan.notes:

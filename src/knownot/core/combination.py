@@ -49,6 +49,9 @@ class TailLogP(FixedDtypeModule):
     def fit(self, scores: Tensor) -> TailLogP:
         """Fit to held-out ID scores (n,)."""
         ordered = scores.detach().cpu().double().sort().values
+        finite = ordered[ordered.isfinite()]
+        if len(finite):  # what is infinite stands at the end of what is not: the law has a scale
+            ordered = ordered.clamp(finite[0], finite[-1])
         knots = len(self.quantiles)
         upper = torch.linspace(1.0, _TAIL, knots, dtype=torch.float64)  # P(score >= quantile)
         self.quantiles.copy_(torch.quantile(ordered, 1 - upper))
@@ -133,7 +136,7 @@ class CombinedScore(FixedDtypeModule):
         laws = [self.log_p[part] for part in self.parts]
         # All parts together: for a few rows the number of calls is what takes time.
         terms = tail_log_p(laws, torch.stack([scores[part] for part in self.parts]))  # type: ignore[arg-type]
-        return self.weights @ terms
+        return (self.weights.unsqueeze(1) * terms).sum(0)  # no product that autocast would round
 
     @torch.no_grad()
     def fit_and_score(self, scores: Mapping[str, Tensor], folds: int = 10) -> Tensor:

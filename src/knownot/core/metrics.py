@@ -38,7 +38,7 @@ def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> floa
     Reference:
         Du et al., "VOS: Learning What You Don't Know by Virtual Outlier Synthesis", ICLR 2022.
     """
-    id_scores, ood_scores = _checked(id_scores, ood_scores)
+    id_scores, ood_scores = _of_one_dtype(*_checked(id_scores, ood_scores))
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr: expected a fraction in (0, 1], got {tpr}; 95 % is written 0.95")
     threshold = _rank_reaching(id_scores, tpr)
@@ -158,11 +158,16 @@ def _checked(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sorted(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
-    id_scores, ood_scores = _checked(id_scores, ood_scores)
+    id_scores, ood_scores = _of_one_dtype(*_checked(id_scores, ood_scores))
+    return _sort(id_scores), _sort(ood_scores)
+
+
+def _of_one_dtype(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes: a threshold of one set must not be rounded for the other."""
     dtype = torch.promote_types(id_scores.dtype, ood_scores.dtype)
     if dtype not in (torch.float32, torch.float64):
         dtype = torch.float64
-    return _sort(id_scores.to(dtype)), _sort(ood_scores.to(dtype))
+    return id_scores.to(dtype), ood_scores.to(dtype)
 
 
 def _sort(scores: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def make_sampler(
     Raises:
         ValueError: If the name is unknown.
     """
-    if name in _TAILS:
-        return _TAILS[name](feature_dim, outliers_per_class, draws_per_class, radius_scale)
+    if name in TAILS:
+        return TAILS[name](feature_dim, outliers_per_class, draws_per_class, radius_scale)
     if name in _OTHERS:
         return _OTHERS[name](feature_dim, outliers_per_class)
     raise ValueError(f"outliers: expected one of {', '.join(get_args(OutlierName))}, got {name!r}")
@@ -247,7 +247,7 @@ def _spread(upper: Tensor) -> Tensor:
     return norm.div(upper.shape[0] ** 0.5)
 
 
-_TAILS: dict[str, type[GaussianTail]] = {
+TAILS: dict[str, type[GaussianTail]] = {
     "gaussian": GaussianTail,
     "diagonal": DiagonalTail,
     "per-class": PerClassTail,
@@ -259,4 +259,4 @@ _OTHERS: dict[str, type[Noise | NoisyFeatures | Mixup | NonParametric]] = {
     "npos": NonParametric,
 }
 # Of what takes remembered features, not their moments alone.
-FROM_FEATURES = frozenset(n for n, kind in {**_TAILS, **_OTHERS}.items() if kind.reads_windows)
+FROM_FEATURES = frozenset(n for n, kind in {**TAILS, **_OTHERS}.items() if kind.reads_windows)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from knownot.core.chi_square import ChiSquareTail
+from knownot.core.chi_square import ChiSquareTail, radius_ratio
 from knownot.core.gaussians import ClassGaussians
 
 _NARROW = 128  # up to this width a GPU may read the factor anew for every class
@@ -145,6 +145,11 @@ class OutlierSampler(nn.Module):
 
     reads_windows = False
 
+    @property
+    def radius_ratio(self) -> float | None:
+        """Median radius of outliers over that of data, where there is a law of it."""
+        return None
+
     def __init__(self, feature_dim: int, outliers_per_class: int = 1) -> None:
         super().__init__()
         self.feature_dim = feature_dim
@@ -192,6 +197,11 @@ class GaussianTail(OutlierSampler):
         self.draws_per_class = draws_per_class
         self.radius_scale = radius_scale
         self.tail = ChiSquareTail(feature_dim)
+
+    @property
+    def radius_ratio(self) -> float:
+        """By the law, stretched."""
+        return radius_ratio(self.feature_dim, self.draws_per_class) * self.radius_scale
 
     def draw(
         self, classes: int, device: torch.device, generator: torch.Generator | None

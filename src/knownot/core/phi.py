@@ -5,12 +5,15 @@ its slope around lets the uncertainty loss reward the opposite, so the default o
 
 Reference: Du et al., "VOS: Learning What You Don't Know by Virtual Outlier Synthesis", ICLR 2022,
 equation 6: a linear map in the authors' code, a 1-512-1 perceptron in the final paper.
+
+All are computed element by element, and no matrix is multiplied: under autocast, and cast to 16 bits,
+a phi then keeps the precision of the energies.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +62,7 @@ class MonotoneMLP(nn.Module):
         """Map negative energies (N,) to logits (N,)."""
         hidden = F.softplus(self.raw_in) * negative_energy.unsqueeze(-1) - self.thresholds
         hidden = self.mirror * F.relu(self.mirror * hidden)
-        bend: Tensor = hidden @ F.softplus(self.raw_out)
+        bend: Tensor = (hidden * F.softplus(self.raw_out)).sum(-1)
         straight: Tensor = self.linear(negative_energy)
         return straight + bend
 
@@ -76,29 +79,30 @@ class Shift(nn.Module):
         return negative_energy + self.bias
 
 
-class _Free(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, negative_energy: Tensor) -> Tensor:
-        """Map negative energies (N,) to logits (N,)."""
-        logits: Tensor = self.net(negative_energy.unsqueeze(-1))
-        return logits.squeeze(-1)
-
-
-class FreeLinear(_Free):
+class FreeLinear(nn.Module):
     """`a s + b` with `a` of either sign, as in the authors' code; for comparison."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Linear(1, 1))
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def forward(self, negative_energy: Tensor) -> Tensor:
+        """Map negative energies (N,) to logits (N,)."""
+        return self.net.weight[0, 0] * negative_energy + self.net.bias
 
 
-class FreeMLP(_Free):
+class FreeMLP(nn.Module):
     """Perceptron 1-512-1 with ReLU and weights of either sign, as in the paper; for comparison."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Sequential(nn.Linear(1, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1)))
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1))
+
+    def forward(self, negative_energy: Tensor) -> Tensor:
+        """Map negative energies (N,) to logits (N,)."""
+        first, last = (cast(nn.Linear, self.net[i]) for i in (0, 2))
+        hidden = F.relu(first.weight[:, 0] * negative_energy.unsqueeze(-1) + first.bias)
+        return (hidden * last.weight[0]).sum(-1) + last.bias
 
 
 def make_phi(name: PhiName) -> nn.Module:

@@ -6,6 +6,8 @@ that VOS trains.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -127,12 +129,23 @@ class FeatureScores(FixedDtypeModule):
     ) -> FeatureScores:
         """Fit on training rows (N, D), the last `earlier_dim` columns an earlier layer's, labels (N,).
 
-        Beyond `max_bank` rows a random subset serves as the bank.
+        Beyond `max_bank` rows a random subset serves as the bank. Rows that hold a number that is not
+        finite, or whose label is outside [0, K), take no part.
+
+        Raises:
+            ValueError: If no row is left.
         """
-        keep = torch.randperm(len(features), generator=generator)[:max_bank].sort().values
+        usable = _usable(features, labels, num_classes)
+        if not len(usable):
+            raise ValueError("features: no row of finite numbers with a label of a class")
+        chosen = torch.randperm(len(usable), generator=generator)[:max_bank].sort().values
+        keep = usable[chosen]
         fitted = cls(num_classes, features.shape[1], len(keep), k, earlier_dim)
         last, unit = fitted._unit(features)
-        means, factor = _class_means_and_factor(unit, labels, num_classes)
+        rows, classes = (
+            (unit, labels) if len(usable) == len(unit) else (unit[usable], labels[usable])
+        )
+        means, factor = _class_means_and_factor(rows, classes, num_classes)
         fitted.means.copy_(means)
         eye = torch.eye(features.shape[1], dtype=torch.float64)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
@@ -147,18 +160,20 @@ class FeatureScores(FixedDtypeModule):
         Returns:
             Their indices (N, n), int64; n is `count`, or the size of a smaller bank.
         """
-        last, _ = self._unit(features)
-        # As many as `knn` looks for: a graph that holds both then searches once.
-        found = (last @ self.bank.T).topk(min(max(count, self.k), len(self.bank)), dim=-1)
+        with _in_full_precision(features):
+            last, _ = self._unit(features)
+            # As many as `knn` looks for: a graph that holds both then searches once.
+            found = (last @ self.bank.T).topk(min(max(count, self.k), len(self.bank)), dim=-1)
         return found.indices[..., :count]
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Scores `{"mahalanobis": (N,), "knn": (N,)}` of rows (N, D)."""
-        last, both = self._unit(features)
-        return {
-            "mahalanobis": mahalanobis(both, self.means, self.whitening),
-            "knn": knn(last, self.bank, self.k),
-        }
+        with _in_full_precision(features):
+            last, both = self._unit(features)
+            return {
+                "mahalanobis": mahalanobis(both, self.means, self.whitening),
+                "knn": knn(last, self.bank, self.k),
+            }
 
     def _unit(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's columns at length one, and with the earlier layer's at length one behind.
@@ -178,6 +193,18 @@ class FeatureScores(FixedDtypeModule):
         return last, torch.cat([last, F.normalize(rows[..., -self.earlier_dim :], dim=-1)], dim=-1)
 
 
+def _in_full_precision(rows: Tensor) -> AbstractContextManager[object]:
+    """No autocast within, if there is one: products would lose the digits that distances need."""
+    kind = rows.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _usable(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Indices (n,), ascending, of rows that are finite and of a class."""
+    finite = torch.cat([rows.isfinite().all(1) for rows in torch.split(features, _ROWS)])
+    return torch.where(finite & (labels >= 0) & (labels < num_classes))[0]
+
+
 def _class_means_and_factor(
     rows: Tensor, labels: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
@@ -186,8 +213,6 @@ def _class_means_and_factor(
     What `WindowGaussians` makes of windows that hold all rows, without the windows: of classes of
     different sizes they would take many times the memory of the rows.
     """
-    finite = rows.isfinite().all(1)
-    rows, labels = rows[finite], labels[finite]
     width = rows.shape[1]
     parts = list(zip(torch.split(rows, _ROWS), torch.split(labels, _ROWS), strict=True))
     sums = torch.zeros(num_classes, width, dtype=torch.float64)

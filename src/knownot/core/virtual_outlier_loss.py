@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from knownot.core import chi_square
 from knownot.core.energy import negative_weighted_energy
 from knownot.core.gaussians import ClassGaussians, Shrinkage
-from knownot.core.other_outliers import OutlierName, make_sampler
+from knownot.core.other_outliers import TAILS, OutlierName, make_sampler
 from knownot.core.outliers import OutlierSampler
 from knownot.core.phi import PhiName, make_phi
 from knownot.core.ranks import gather_rows, shared_seed, world_size
@@ -85,7 +85,8 @@ class VirtualOutlierLoss(nn.Module):
             all classes. For 1000 classes of width 2048 all would take longer than everything else.
         tail_probability: Sets the tail directly, instead of `draws_per_class`.
         radius_ratio: Stretches the radii so that the median outlier lies at this multiple of the
-            median data radius; by default the exact law decides (`self.radius_ratio` tells).
+            median data radius; by default the exact law decides (`self.radius_ratio` tells). Like
+            the tail, it is of Gaussian tails alone.
         phi: "monotone" (default), "monotone-mlp", "shift" (slope 1), or the paper's "free" and
             "free-mlp".
         gaussians: "window" (exact, the paper's), "streaming" (exponential forgetting, small), or
@@ -160,16 +161,32 @@ class VirtualOutlierLoss(nn.Module):
             if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = _GAUSSIANS[gaussians](num_classes, feature_dim, queue_size, shrinkage)
-        if isinstance(gaussians, WindowGaussians) and min_count > gaussians.queue_size:
+        if start_step != int(start_step):
+            raise ValueError(f"start_step: expected a whole number of calls, got {start_step}")
+        if background_index is not None and not 0 <= background_index <= num_classes:
             raise ValueError(
-                f"min_count: expected at most the {gaussians.queue_size} features that a class's "
-                f"window holds, got {min_count}: no class would ever be ready"
+                f"background_index: expected a column from 0 to {num_classes}, got {background_index}"
+            )
+        if min_count > gaussians.queue_size:
+            raise ValueError(
+                f"min_count: expected at most the {gaussians.queue_size} features that are "
+                f"remembered of a class, got {min_count}: no class would ever be ready"
             )
         if radius_ratio is not None and not radius_ratio > 0:
             raise ValueError(f"radius_ratio: expected a positive number, got {radius_ratio}")
-        exact_ratio = chi_square.radius_ratio(feature_dim, draws_per_class)
-        radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
+        if outliers not in TAILS:
+            for name, given in (
+                ("radius_ratio", radius_ratio),
+                ("tail_probability", tail_probability),
+            ):
+                if given is not None:
+                    raise ValueError(
+                        f"{name}: {given} would do nothing; it is a setting of the outliers "
+                        f"{', '.join(TAILS)}"
+                    )
         if isinstance(outliers, str):
+            exact_ratio = chi_square.radius_ratio(feature_dim, draws_per_class)
+            radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
             outliers = make_sampler(
                 outliers, feature_dim, outliers_per_class, float(draws_per_class), radius_scale
             )
@@ -194,7 +211,11 @@ class VirtualOutlierLoss(nn.Module):
         self.sampler = outliers
         self.phi = make_phi(phi)
         self.raw_energy_weights = nn.Parameter(torch.full((num_classes,), _INITIAL_RAW_WEIGHT))
-        self.radius_ratio = exact_ratio * radius_scale
+
+    @property
+    def radius_ratio(self) -> float | None:
+        """Median radius of outliers over that of data; None of samplers that have no law of it."""
+        return self.sampler.radius_ratio
 
     @property
     def energy_weights(self) -> Tensor:

@@ -117,7 +117,11 @@ class UnknownAwareModel(HubMethods, nn.Module):
 
     @torch.no_grad()
     def fit_scores(self, features: Tensor, labels: Tensor, k: int = 10) -> None:
-        """Fit the feature scores to training features (N, S) with labels (N,)."""
+        """Fit the feature scores to training features (N, S) with labels (N,).
+
+        Calibrations of before are of other scores, and go.
+        """
+        self.calibrations = {}
         generator = torch.Generator().manual_seed(0)
         self.feature_scores = FeatureScores.fit(
             features.cpu(),

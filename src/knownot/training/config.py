@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from knownot.core.gaussians import Shrinkage
-from knownot.core.other_outliers import FROM_FEATURES, OutlierName
+from knownot.core.other_outliers import FROM_FEATURES, TAILS, OutlierName
 from knownot.core.phi import PhiName
 from knownot.data.cores import usable_cores
 from knownot.data.detection_folder import looks_like_detection
@@ -156,6 +156,12 @@ class CommonConfig(BaseModel):
             raise ConfigError(
                 f"outliers: {self.outliers} is made from remembered features; use --gaussians window"
             )
+        for name in ("radius_ratio", "tail_probability"):
+            if self.outliers not in TAILS and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}: does nothing for {self.outliers} outliers, which have no tail; leave it "
+                    "out"
+                )
         return VosSettings(
             weight=self.vos_weight,
             queue_size=self.queue_size,

@@ -29,7 +29,7 @@ class Plan:
         steps: Number of training steps.
         start_step: Step at which the uncertainty loss starts.
         feature_dim: Width D of the features in which virtual outliers are drawn.
-        radius_ratio: Median outlier radius over median data radius.
+        radius_ratio: Median outlier radius over median data radius, where there is a law of it.
         window_mib: Memory of the windows.
         device: Where training runs.
         notes: What the user should know or change.
@@ -40,7 +40,7 @@ class Plan:
     steps: int
     start_step: int
     feature_dim: int
-    radius_ratio: float
+    radius_ratio: float | None
     window_mib: float
     device: str
     notes: list[str]
@@ -137,12 +137,12 @@ def _notes(
         )
     if config.vos_weight == 0:
         notes.append("vos_weight is 0: trained without VOS")
-    elif model.vos.radius_ratio < _USEFUL_RADIUS_RATIO:
+    elif (ratio := model.vos.radius_ratio) is not None and ratio < _USEFUL_RADIUS_RATIO:
         narrower = (
             "--box-features 128" if isinstance(model, UnknownAwareDetector) else "--bottleneck 64"
         )
         notes.append(
-            f"radius ratio {model.vos.radius_ratio:.2f}: at width {model.vos.feature_dim} virtual "
+            f"radius ratio {ratio:.2f}: at width {model.vos.feature_dim} virtual "
             f"outliers hardly leave the data; use {narrower}, or --radius-ratio 1.4"
         )
     late = [str(c["name"]) for c in classes if (c["ready_step"] or steps) > late_step]
