@@ -92,6 +92,15 @@ def test_boxes_become_corners_and_categories_are_sorted_by_id(root: Path) -> Non
     assert photos.counts() == {"cat": 1, "dog": 0}
 
 
+@pytest.mark.parametrize(
+    ("flag", "crowd"),
+    [(1, True), ("1", True), (True, True), (0, False), ("0", False), (None, False), ("", False)],
+)
+def test_crowds_are_flagged_in_any_type(root: Path, flag: object, crowd: bool) -> None:
+    file = write(root, annotations=[box(1, [4, 6, 10, 20], iscrowd=flag)])
+    assert read_coco(file).objects[0].ignore.tolist() == [crowd]
+
+
 def test_classes_give_the_order_and_may_miss_only_categories_without_boxes(root: Path) -> None:
     path = write(root)
     photos = read_coco(path, classes=["cow", "cat"])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from knownot.data.detection_folder import looks_like_detection
 from knownot.data.detection_set import DetectionSet
 from knownot.data.voc import read_voc
 from knownot.errors import DataError
@@ -125,6 +126,36 @@ def test_an_annotation_whose_photo_is_not_there_is_left_out(root, filename, kind
     photos = read(root)
     assert [path.name for path in photos.paths] == ["a.jpg"]
     assert the_problem(photos).startswith(f"{kind}: {root / 'Annotations' / 'other.xml'}: ")
+
+
+@pytest.mark.parametrize("flag", ["1", " 1 ", "true", "True"])
+def test_difficult_may_be_written_in_words(root: Path, flag: str) -> None:
+    write(root, "a", xml(thing(difficult=flag) + thing(difficult="false")))
+    assert read(root).objects[0].ignore.tolist() == [True, False]
+
+
+def test_a_photo_with_a_file_for_each_box_is_one_photo(root: Path) -> None:
+    write(root, "box1", xml(thing()))
+    write(root, "box2", xml(thing("dog", (20, 1, 30, 20))))
+    photos = read(root)
+    assert len(photos) == 1
+    assert photos.objects[0].labels.tolist() == [0, 1]
+    assert "photo with several annotation files" in the_problem(photos)
+
+
+def test_of_several_photos_of_one_name_the_one_named_is_taken(root: Path) -> None:
+    photo(root, "a.png")
+    write(root, "a", xml(thing()))
+    photos = read(root)
+    assert ([path.name for path in photos.paths], photos.problems) == (["a.jpg"], [])
+    write(root, "a", xml(thing(), filename="old.jpg"))
+    assert "several photos of one name" in the_problem(read(root))
+
+
+def test_annotations_may_end_in_capitals(root: Path) -> None:
+    write(root, "a", xml(thing())).rename(root / "Annotations" / "a.XML")
+    assert len(read(root)) == 1
+    assert looks_like_detection(root)
 
 
 def test_a_size_that_differs_drops_the_photo(root: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 import knownot
 from knownot.core import metrics
 from knownot.data.detection_folder import read_detection
+from knownot.data.detection_set import Objects
 from knownot.errors import DataError
-from knownot.evaluation.box_matching import match
-from knownot.evaluation.detect_set import as_boxes
+from knownot.evaluation.box_matching import on_known_object
 from knownot.evaluation.evaluate_detector import DetectionReport, evaluate_detector
 from knownot.models.detector import UnknownAwareDetector
 
@@ -43,8 +44,9 @@ def test_fpr95_is_that_of_all_boxes_above_the_threshold(
         kept = []
         for found, truth in zip(scored.found, scored.truth, strict=True):
             above = found["scores"] >= model.box_threshold
-            if name == "ood":  # a known shape in an OOD scene is no unknown
-                above &= match(as_boxes(found), truth) < 0
+            if name == "ood":  # what lies on a known shape in an OOD scene is no unknown
+                known = truth.boxes[truth.labels >= 0]
+                above &= ~(box_iou(found["boxes"], known) >= 0.5).any(1)
             kept.append(found["ood.combined"][above])
         rows[name] = torch.cat(kept)
     summary = report.summary["ood"]["ood.json"]
@@ -76,6 +78,20 @@ def test_flagged_id_is_the_share_of_found_known_objects(report: DetectionReport)
     assert summary["flagged_id"] == float(flagged.double().mean())
     low, high = summary["flagged_id_interval"]
     assert low <= summary["flagged_id"] <= high
+
+
+def test_boxes_on_known_objects_of_an_ood_photo_count_for_neither() -> None:
+    square, far = [0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]
+    crowd, strange = [20.0, 20.0, 40.0, 40.0], [70.0, 70.0, 80.0, 80.0]
+    truth = Objects(
+        torch.tensor([square, crowd, strange]),
+        torch.tensor([1, 0, -1]),
+        torch.tensor([False, True, False]),
+    )
+    inside_crowd = [22.0, 22.0, 26.0, 26.0]
+    boxes = torch.tensor([square, [0.0, 0.0, 10.0, 9.0], inside_crowd, strange, far])
+    assert on_known_object(boxes, truth).tolist() == [True, True, True, False, False]
+    assert on_known_object(boxes, Objects.none()).tolist() == [False] * 5
 
 
 def test_unknown_objects_are_those_of_no_known_class(

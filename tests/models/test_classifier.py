@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 
 from knownot.core.energy import energy
@@ -141,6 +141,19 @@ def test_a_model_that_was_cast_answers_the_same(
     for name in ("mahalanobis", "combined"):
         far = [answer.scores[name] for answer in answers[-3:]]
         assert far == pytest.approx([answer.scores[name] for answer in expected[-3:]], rel=0.02)
+
+
+def test_a_pillow_image_is_looked_at_upright(model: UnknownAwareClassifier, tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for suffix in ("png", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        image.save(path, exif=exif)
+        opened, of_file = model.predict([Image.open(path), path])
+        assert opened.ood_score == of_file.ood_score
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    assert "cannot be decoded" in model.predict(Image.open(tmp_path / "cut.png"))[0].error
 
 
 def test_grey_and_transparent_arrays(model: UnknownAwareClassifier) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import knownot
 from knownot.core.metrics import fpr95
 from knownot.data.detection_folder import read_detection_splits
+from knownot.data.detection_set import DetectionSet, Objects
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.evaluation.detect_set import detect_photos
 from knownot.training.altered import altered_boxes
@@ -131,7 +132,7 @@ def test_vos_is_added_to_a_finished_detector(
     result = run(
         scenes,
         tmp_path / "more",
-        image_size=96,
+        image_size=None,
         start_from=detector_folder,
         epochs=1,
         lr=1e-5,
@@ -148,6 +149,10 @@ def test_vos_is_added_to_a_finished_detector(
     name = "regions.model.roi_heads.box_predictor.cls_score.weight"
     assert not torch.equal(changed[name], weights(detector_folder)[name])
     assert knownot.load(result.folder).vos_settings.weight == 0.2
+    recorded = yaml.safe_load((result.folder / "training" / "config.yaml").read_text())
+    settings = knownot.load(detector_folder).regions.settings
+    assert recorded["arch"] == settings.architecture
+    assert recorded["proposals"] == settings.proposals
 
 
 def test_old_weights_are_kept_when_map_falls_too_far(
@@ -156,7 +161,7 @@ def test_old_weights_are_kept_when_map_falls_too_far(
     result = run(
         scenes,
         tmp_path / "worse",
-        image_size=96,
+        image_size=None,
         start_from=detector_folder,
         epochs=1,
         lr=1e-2,
@@ -188,6 +193,17 @@ def test_from_needs_a_detector_of_the_same_classes(
         run(other, tmp_path / "m", start_from=detector_folder)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"arch": "resnet18"}, {"image_size": 64}, {"freeze": 5}, {"box_features": 64}]
+)
+def test_from_refuses_to_build_another_detector(
+    detector_folder: Path, scenes: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"{name}: .* stays as it was built"):
+        run(scenes, tmp_path / "m", start_from=detector_folder, **({"image_size": None} | setting))
+
+
 def test_bad_annotations_are_left_out_or_stop_with_strict(few: Path, tmp_path: Path) -> None:
     annotations = json.loads((few / "annotations" / "train.json").read_text())
     annotations["annotations"][0]["bbox"] = [1, 1, 0, 5]
@@ -216,6 +232,8 @@ def test_a_photo_that_does_not_decode_is_skipped_and_listed(few: Path, tmp_path:
     broken = data / "images" / "train_0003.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) * 3 // 4])  # the header is whole, the rest is not
+    with pytest.raises(DataError, match=r"1 photo\(s\) cannot be used: .*train_0003"):
+        run(data, tmp_path / "m", strict=True)
     result = run(data, tmp_path / "m", epochs=8)
     assert [path.name for path in result.skipped] == ["train_0003.jpg"]
 
@@ -285,6 +303,15 @@ def test_augmented_boxes_stay_on_their_objects(few: Path) -> None:
             assert (boxes[:, 3] <= height).all()
             again, _ = dataset[index, seed]
             assert torch.equal(image, again)
+
+
+def test_small_objects_are_learned(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    boxes = torch.tensor([[10.0, 10, 13, 110], [50, 50, 52.5, 52.5], [100, 100, 130, 130]])
+    objects = Objects(boxes, torch.arange(3), torch.zeros(3).bool())
+    scenes = AugmentedScenes(DetectionSet([tmp_path / "a.png"], [objects], ["a", "b", "c"]))
+    drawn = [scenes[0, seed][1]["labels"].tolist() for seed in range(40)]
+    assert sum(labels == [0, 1, 2] for labels in drawn) > 20
 
 
 def test_a_mirrored_box_covers_the_same_pixels(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ class AnnotatedPhoto:
         self.names.append(name)
         self.ignore.append(ignore)
 
+    def take_in(self, other: AnnotatedPhoto) -> None:
+        """Append the objects of another reading of the same photo."""
+        self.boxes += other.boxes
+        self.names += other.names
+        self.ignore += other.ignore
+
     def objects(self, position: Mapping[str, int]) -> Objects:
         """The objects, with `position[name]` as the label of each."""
         if not self.boxes:
@@ -171,6 +177,11 @@ def leaves_folder(name: str) -> bool:
 def _whole(side: object) -> object:
     """A number that is written as a text, as the number."""
     return int(side) if isinstance(side, str) and side.isdecimal() else side
+
+
+def is_set(flag: object) -> bool:
+    """Whether a flag of 0 or 1 is 1, written as a number, a truth value or a text."""
+    return str(flag).strip().lower() in ("1", "1.0", "true")
 
 
 def four_numbers(values: object, where: str, problems: list[str]) -> Corners | None:

@@ -19,6 +19,7 @@ from knownot.data.box_checks import (
     detection_set,
     four_numbers,
     inside,
+    is_set,
     leaves_folder,
     problem,
 )
@@ -252,7 +253,7 @@ def _read_box(
     x, y, width, height = bbox
     box = check_box((x, y, x + width, y + height), photo.size, where, problems)
     if box is not None:
-        photo.add(box, name, bool(entry.get("iscrowd")))
+        photo.add(box, name, is_set(entry.get("iscrowd")))
 
 
 def _key(value: Any) -> Any:

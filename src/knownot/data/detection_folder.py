@@ -14,7 +14,7 @@ from knownot.data.box_checks import kind_of
 from knownot.data.coco import read_coco
 from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import shared_photos
-from knownot.data.voc import read_voc
+from knownot.data.voc import is_voc_name, read_voc
 from knownot.errors import DataError
 
 _SPLIT_WORDS = {
@@ -214,7 +214,7 @@ def _sources(root: Path) -> list[_Source]:
 def _voc_sources(root: Path) -> list[_Source]:
     annotations = _first_folder(root, "Annotations", "annotations")
     images = _first_folder(root, "JPEGImages", "images")
-    if not any(annotations.glob("*.xml")):
+    if not annotations.is_dir() or not any(map(is_voc_name, annotations.iterdir())):
         return []
     # Only lists called exactly by a split: cat_train.txt repeats the photos for one class, and
     # trainval.txt those of both.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from knownot.data.photo import to_rgb
+from knownot.data.photo import to_rgb, upright
 from knownot.errors import DataError
 
 
@@ -22,13 +22,17 @@ def as_list(photos: Any) -> Sequence[Any]:
 
 
 def to_pil(photo: Any) -> Image.Image:
-    """An RGB Pillow image of a Pillow image, an array or a tensor.
+    """An RGB Pillow image, upright, of a Pillow image, an array or a tensor.
 
     Raises:
         DataError: If it is none of these, or of an odd shape or type.
     """
     if isinstance(photo, Image.Image):
-        return to_rgb(photo)
+        try:
+            photo.load()  # what a file says of its orientation may stand behind its pixels
+            return to_rgb(upright(photo))
+        except Exception as error:  # Pillow's decoders raise many types on damaged files
+            raise DataError(f"image: cannot be decoded ({error})") from None
     if _is_tensor(photo):
         if photo.ndim != 3 or photo.shape[0] not in (1, 3):
             raise DataError(f"tensor: expected shape (3, H, W), got {tuple(photo.shape)}")

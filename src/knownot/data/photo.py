@@ -95,7 +95,7 @@ def decode_photo(
                     scale = at_least / min(width, height)
                     image.draft("RGB", (round(width * scale), round(height * scale)))
                 image.load()
-                return to_rgb(_upright(image))
+                return to_rgb(upright(image))
     except (DataError, FileNotFoundError):
         raise
     except Image.DecompressionBombError:
@@ -143,7 +143,8 @@ def upright_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says that it is to be looked at."""
     # Pillow's own function writes all of EXIF anew, and fails over tags that are of no use here.
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if turn is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ from knownot.data.box_checks import (
     check_photo,
     detection_set,
     four_numbers,
+    is_set,
     problem,
 )
 from knownot.data.detection_set import DetectionSet
@@ -30,7 +32,8 @@ def read_voc(
 ) -> DetectionSet:
     """Read a folder of Pascal VOC files and check every photo and box of it.
 
-    The photo of `a.xml` is `a.jpg` (or `a.png` and so on), failing that the file that it names.
+    The photo of `a.xml` is `a.jpg` (or `a.png` and so on), of several the one that it names, and of
+    none the file that it names.
     VOC counts pixels from 1 and includes the last; boxes returned are corners (x1, y1, x2, y2),
     which are (xmin - 1, ymin - 1, xmax, ymax). Objects marked difficult become `ignore`.
 
@@ -51,12 +54,15 @@ def read_voc(
     for folder in (annotations, images):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; expected Annotations/ beside JPEGImages/")
-    files = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
+    files = {path.stem: path for path in sorted(annotations.iterdir()) if is_voc_name(path)}
     if not files:
         raise DataError(f"{annotations}: holds no annotations (looked for *.xml)")
-    by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if is_photo_name(path)}
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(images.iterdir()):
+        if is_photo_name(path):
+            by_stem[path.stem].append(path.name)
     problems: list[str] = []
-    photos = []
+    photos: dict[Path, AnnotatedPhoto] = {}
     for name in dict.fromkeys(files if names is None else names):
         if name not in files:
             found = (
@@ -64,15 +70,23 @@ def read_voc(
             )
             problems.append(problem("annotation file missing", str(annotations), found))
             continue
-        photo = _read_file(files[name], images, by_stem.get(name), problems)
-        if photo is not None:
-            photos.append(photo)
-    found_classes = sorted({name for photo in photos for name in photo.names})
-    return detection_set(photos, found_classes, classes, annotations, problems)
+        photo = _read_file(files[name], images, by_stem.get(name, []), problems)
+        if photo is not None and (first := photos.setdefault(photo.path, photo)) is not photo:
+            # As some tools write it, a file for each box: apart, each would lack the others'.
+            first.take_in(photo)
+            found = f"{photo.path} has another file as well; it is one photo, with the boxes of all"
+            problems.append(problem("photo with several annotation files", str(files[name]), found))
+    found_classes = sorted({name for photo in photos.values() for name in photo.names})
+    return detection_set([*photos.values()], found_classes, classes, annotations, problems)
+
+
+def is_voc_name(path: Path) -> bool:
+    """Whether a file name ends like an annotation."""
+    return path.suffix.lower() == ".xml"
 
 
 def _read_file(
-    path: Path, images: Path, photo_name: str | None, problems: list[str]
+    path: Path, images: Path, of_stem: list[str], problems: list[str]
 ) -> AnnotatedPhoto | None:
     try:
         root = _parse(path)
@@ -80,7 +94,14 @@ def _read_file(
         problems.append(problem("annotation file unreadable", str(path), str(error)))
         return None
     stated = _number(root.findtext("size/width")), _number(root.findtext("size/height"))
-    name = photo_name or (root.findtext("filename") or "").strip() or f"{path.stem}.jpg"
+    stated_name = (root.findtext("filename") or "").strip()
+    if len(of_stem) > 1 and stated_name not in of_stem:
+        found = f"{', '.join(of_stem)} in {images}; say which by <filename>"
+        problems.append(problem("several photos of one name", str(path), found))
+        return None
+    # A single photo of the annotation's name is meant even where <filename> says otherwise: copies
+    # of a set often keep an old one.
+    name = of_stem[0] if len(of_stem) == 1 else stated_name or f"{path.stem}.jpg"
     photo = check_photo(images, name, stated, str(path), problems)
     if photo is None:
         return None
@@ -100,7 +121,7 @@ def _read_file(
         x1, y1, x2, y2 = sides
         box = check_box((x1 - 1, y1 - 1, x2, y2), photo.size, where, problems)
         if box is not None:
-            photo.add(box, label, _number(entry.findtext("difficult")) == 1)
+            photo.add(box, label, is_set(entry.findtext("difficult")))
     return photo
 
 

@@ -147,6 +147,19 @@ def _check_labels(name: str, photos: list[Tensor], lowest: int, num_classes: int
             )
 
 
+def on_known_object(boxes: Tensor, truth: Objects, iou: float = 0.5) -> Tensor:
+    """Whether boxes (B, 4) lie on an annotated object of a known class, whatever they are called, (B,).
+
+    Any number of boxes may lie on one object; on an ignored one those do that have a share of at
+    least `iou` of their own area there.
+    """
+    known = truth.labels >= 0
+    found, wanted = boxes.double(), truth.boxes.double()
+    overlap = box_iou(found, wanted[known & ~truth.ignore]) >= iou
+    inside = _share_inside(found, wanted[known & truth.ignore]) >= iou
+    return torch.cat([overlap, inside], 1).any(1)
+
+
 def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
     """Share of each box's area inside each region, (B, R): COCO's overlap with a crowd."""
     upper_left = torch.maximum(boxes[:, None, :2], regions[:, :2])

@@ -22,7 +22,7 @@ from knownot.data.detection_folder import looks_like_detection, read_detection
 from knownot.data.detection_set import DetectionSet, Objects
 from knownot.data.image_folder import list_photos
 from knownot.errors import DataError
-from knownot.evaluation.box_matching import Boxes
+from knownot.evaluation.box_matching import Boxes, on_known_object
 from knownot.evaluation.box_metrics import mean_average_precision
 from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object
 from knownot.evaluation.evaluate import (
@@ -81,7 +81,10 @@ class ScoredBoxes:
         above = [found["scores"] >= self.threshold for found in self.found]
         if not self.is_ood:
             return above
-        return [kept & ~right for kept, right in zip(above, self.right, strict=True)]
+        return [
+            kept & ~on_known_object(found["boxes"], truth)
+            for kept, found, truth in zip(above, self.found, self.truth, strict=True)
+        ]
 
     @property
     def scores(self) -> dict[str, Tensor]:

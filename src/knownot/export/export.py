@@ -107,8 +107,9 @@ def export_model(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if precision == "float32":
+            graph = _graph(model, nearest)  # refuses what cannot be exported
             metadata = _describe(model, _NEEDS[form], nearest)
-            write = _WRITERS[form](trace(_graph(model, nearest)), metadata)
+            write = _WRITERS[form](trace(graph), metadata)
             temporary.write_bytes(write(metadata))
             compared: Any = _compared(model, _READERS[form](temporary), photos, advance)
         else:

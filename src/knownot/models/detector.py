@@ -94,7 +94,8 @@ class UnknownAwareDetector(UnknownAwareModel):
         """Boxes of photos (3, H, W), uint8 or floats in [0, 1], of any sizes.
 
         Args:
-            images: The photos.
+            images: The photos. Of different sizes, a detector pads them to the largest, which moves
+                boxes and scores a little: `predict` and the calibration take them one by one.
             proposals: Whether to add the detector's `proposals` (P, 4) and `objectness` (P,).
 
         Returns:

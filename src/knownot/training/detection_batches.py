@@ -15,8 +15,6 @@ from knownot.data.photo import open_photo
 from knownot.errors import DataError, TrainingError
 
 Sample = tuple[Tensor, dict[str, Tensor]]
-# Objects that a crop leaves less of than this, in pixels, are no longer to be learned.
-_LEAST_SIDE = 4
 
 
 class AugmentedScenes(Dataset[Sample]):
@@ -43,7 +41,7 @@ class AugmentedScenes(Dataset[Sample]):
                 ),
                 v2.RandomHorizontalFlip(),
                 v2.ClampBoundingBoxes(),
-                v2.SanitizeBoundingBoxes(min_size=_LEAST_SIDE),
+                v2.SanitizeBoundingBoxes(),
             ]
         )
 

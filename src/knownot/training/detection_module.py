@@ -92,8 +92,9 @@ class DetectionTraining(VosTraining):
 
     def validation_step(self, batch: tuple[list[Tensor], list[int]], batch_idx: int) -> None:
         """Collect the boxes of some validation photos."""
-        images, indices = batch
-        for index, found in zip(indices, self.model(images), strict=True):
+        for image, index in zip(*batch, strict=True):
+            # One by one, as `predict` and the final evaluation do: together they would be padded.
+            (found,) = self.model([image])
             self._found[index] = as_boxes({name: v.cpu() for name, v in found.items()})
 
     def on_validation_epoch_end(self) -> None:

@@ -38,6 +38,8 @@ from knownot.training.run_folder import RunFolder
 _FITTED_PHOTOS = 4000
 _ROWS = ("boxes", "labels", "scores", "logits", "scored_features")
 _PROPOSALS = ("proposals", "objectness")
+# Settings of how a detector is built.
+_BUILT = {"arch", "image_size", "box_features", "freeze", "proposals"}
 
 
 def train_detector(config: DetectionConfig, reporter: Reporter | None = None) -> TrainResult:
@@ -75,8 +77,12 @@ def _train(
         require_clean(splits)
     L.seed_everything(config.seed, verbose=False)
     old = _finished(config, splits.train.classes)
+    if old:
+        config = config.model_copy(update=_built(old))
     model = _build(config, splits.train.classes, old).to(device)
     splits = _usable(splits, model, skipped, config.data, tried=not ranks.first)
+    if config.strict and skipped:
+        raise DataError(f"{len(skipped)} photo(s) cannot be used: {'; '.join(skipped.values())}")
     check_shares(config, len(splits.train))
     model = model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     reporter.plan(make_detection_plan(model, splits, config, str(device)))
@@ -174,7 +180,28 @@ def _finished(config: DetectionConfig, classes: list[str]) -> UnknownAwareDetect
             f"{config.start_from}: knows {', '.join(model.classes)}, the photos show "
             f"{', '.join(classes)}; train without --from"
         )
+    built = _built(model)
+    for name in _BUILT & config.model_fields_set:
+        if (asked := getattr(config, name)) not in (None, built.get(name)):
+            raise ConfigError(
+                f"{name}: {asked} was asked for, and {config.start_from} stays as it was built "
+                f"({model.regions.architecture}); leave it out, or train without --from"
+            )
     return model
+
+
+def _built(model: UnknownAwareDetector) -> dict[str, Any]:
+    """How a detector was built, by the names of the settings; nothing of other adapters'."""
+    if not isinstance(model.regions, FasterRCNNRegions):
+        return {}
+    settings = model.regions.settings
+    return {
+        "arch": settings.architecture,
+        "image_size": settings.image_size,
+        "box_features": settings.feature_dim,
+        "freeze": settings.frozen_stages,
+        "proposals": settings.proposals,
+    }
 
 
 def _build(
