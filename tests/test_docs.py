@@ -34,7 +34,7 @@ RUN_BY = {
     "tests/cli/test_detector_commands.py": ("detection.md",),
     "tests/scale/test_score.py": ("scaling.md",),
     "tests/serve/test_command.py": ("export.md", "serving.md"),
-    "tests/test_docs.py": ("training_loop.md", *ABOUT_PHOTOS),
+    "tests/test_docs.py": ("training_loop.md", "tables.md", *ABOUT_PHOTOS),
 }
 
 
@@ -110,6 +110,15 @@ def test_the_training_loops_run_and_tell_known_from_unknown(
         assert known < 0.12, loop
         assert unseen > 0.3, loop
     assert variables["loaded"].classes == list("01234567")
+
+
+def test_the_page_about_tables_runs_and_tells_known_from_unknown() -> None:
+    variables = run_page("tables.md")
+    answers = variables["answers"]
+    assert (answers == variables["y_test"]).mean() > 0.9
+    assert (answers == -1).mean() < 0.09
+    assert (variables["strange"] == -1).mean() > 0.3
+    assert variables["search"].score(variables["X_test"], variables["y_test"]) > 0.85
 
 
 @pytest.mark.photos

@@ -14,7 +14,7 @@ import knownot
 PACKAGE = Path(knownot.__file__).parent
 # A layer may import itself and those before it.
 LAYERS = ["errors", "core", "data", "models", "runtime", "evaluation", "training", "export"]
-LAYERS += ["scale", "benchmark", "demo", "serve", "cli", "__main__"]
+LAYERS += ["sklearn", "scale", "benchmark", "demo", "serve", "cli", "__main__"]
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from knownot.data.hold_out import hold_out
 from knownot.data.photo import is_photo_name
 from knownot.errors import DataError
 
@@ -247,19 +248,10 @@ def _check_classes(photos: PhotoSet, root: Path) -> None:
 def _hold_out(
     photos: PhotoSet, root: Path, fraction: float, seed: int
 ) -> tuple[PhotoSet, PhotoSet]:
-    from sklearn.model_selection import train_test_split
-
-    lone = {label for label, count in Counter(photos.labels).items() if count < 2}
-    splittable = [i for i, label in enumerate(photos.labels) if label not in lone]
-    stays = [i for i, label in enumerate(photos.labels) if label in lone]
-    labels = [photos.labels[i] for i in splittable]
-    if len(splittable) < 2:
+    kept, held = hold_out(photos.labels, fraction, seed)
+    if not held:
         raise DataError(
             f"{root}: every class has a single photo: nothing can be set aside for calibration; add "
             "photos"
         )
-    # Of every class one photo at least on either side.
-    classes = len(set(labels))
-    size = min(max(round(fraction * len(splittable)), classes), len(splittable) - classes)
-    kept, held = train_test_split(splittable, test_size=size, stratify=labels, random_state=seed)
-    return photos.subset(sorted(kept + stays)), photos.subset(sorted(held))
+    return photos.subset(kept), photos.subset(held)
