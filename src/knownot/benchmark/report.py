@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from knownot.benchmark.scores import OURS
 from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
 from knownot.benchmark.workplace import Workplace
 from knownot.data.kept_files import write_whole
-from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR
+from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR, as_png
 from knownot.evaluation.html import data_url, render
 
 DEFAULT = ("vos", "combined")  # what `knownot train` and `knownot predict` do unasked
@@ -209,6 +208,4 @@ def _figure(protocol: str, summary: Summary) -> bytes:
     axes.invert_yaxis()
     axes.set_xlabel(f"{_NAMES[metric]}, %, mean over sets and seeds, with 95 % interval")
     axes.grid(axis="x", alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return as_png(figure)

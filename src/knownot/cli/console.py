@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knownot.core.alpha import least_calibration
 from knownot.data.plain_json import to_json
 from knownot.errors import DataError
 
@@ -61,7 +61,7 @@ def note_if_nothing_is_unknown(calibrated_on: int | None, alpha: float) -> None:
     """Say so where no p-value among so many calibration scores can be below alpha."""
     if calibrated_on is None or not 0 < alpha < 1:  # a wrong alpha is told where it is used
         return
-    least = math.floor(1 / alpha + 1e-9)
+    least = least_calibration(alpha)
     if calibrated_on < least:
         stderr().print(
             f"[yellow]note[/] nothing can be called unknown: alpha {alpha:g} takes calibration on {least} "

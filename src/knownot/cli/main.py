@@ -81,18 +81,12 @@ def main() -> None:
     try:
         app()
     except KnownotError as error:
-        from knownot.cli.console import stderr
+        from knownot.cli.console import plain, stderr
 
-        stderr().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        stderr().print(f"[bold red]error:[/] {plain(error)}", soft_wrap=True)
         sys.exit(_ERROR)
     except KeyboardInterrupt:
         from knownot.cli.console import stderr
 
         stderr().print("\ninterrupted")
         sys.exit(_INTERRUPTED)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

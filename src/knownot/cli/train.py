@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knownot.cli.console import percent, photo_progress, plain, print_json, stderr, stdout
+from knownot.core.alpha import least_calibration
 
 if TYPE_CHECKING:
     from knownot.training.config import Config
@@ -328,7 +329,7 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
     if detector and math.isinf(metrics["threshold"]):  # of photos the plan has said so
         stderr().print(
             f"note: nothing can be called unknown: alpha {metrics['alpha']:g} takes at least "
-            f"{math.floor(1 / metrics['alpha'])} known objects found on validation photos, here are "
+            f"{least_calibration(metrics['alpha'])} known objects found on validation photos, here are "
             f"{metrics['calibration_boxes']}; add photos, train longer, or raise --alpha"
         )
     stderr().print(f"next: [bold]knownot predict {plain(folder)} new-photos/[/]")

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from knownot.core.alpha import least_calibration
+
 
 class ConformalCalibration:
     """p-values of an `ood_score` among the scores of held-out in-distribution data.
@@ -64,7 +66,7 @@ class ConformalCalibration:
         return own if len(own) >= self._least(alpha) else self.scores
 
     def _least(self, alpha: float | None) -> int:
-        return self.min_group if alpha is None else max(self.min_group, int(1 / alpha + 1e-9))
+        return self.min_group if alpha is None else max(self.min_group, least_calibration(alpha))
 
     def p_value(
         self, scores: Tensor, groups: Tensor | None = None, alpha: float | None = None

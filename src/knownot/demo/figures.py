@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from knownot.demo.toy import EXTENT, Toy
-from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR
+from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR, as_png
 
 _CLASS_COLOURS = np.array(["#0072B2", "#E69F00", "#CC79A7"])
 _FAR_COLOUR = "#000000"
@@ -34,7 +32,7 @@ def draw_toy(toy: Toy) -> bytes:
     )
     right.legend(loc="lower right", fontsize=9)
     figure.colorbar(image, ax=[left, right], shrink=0.9)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_histograms(scores: dict[str, dict[str, dict[str, Tensor]]]) -> bytes:
@@ -59,10 +57,4 @@ def draw_histograms(scores: dict[str, dict[str, dict[str, Tensor]]]) -> bytes:
         axes.set_xlabel("ood_score")
         axes.set_ylabel("share of images")
     axes.legend(fontsize=9)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return as_png(figure)

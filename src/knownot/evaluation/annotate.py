@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 
 from knownot.data.photo import open_photo
 from knownot.errors import DataError
-from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes, legible_font
+from knownot.evaluation.draw_boxes import UNKNOWN_COLOUR, DrawnBox, draw_boxes, legible_font
 from knownot.models.prediction import DetectionPrediction, Prediction
 
-_KNOWN, _UNKNOWN = (0, 114, 178), (213, 94, 0)
+_KNOWN = (0, 114, 178)
 _MAX_SIDE = 1024
 _LEAST_SIDE = 480
 
@@ -99,7 +99,7 @@ def _strip(prediction: Prediction, width: int) -> Image.Image:
     text = f"{prediction.label}  p = {prediction.p_value:.3f}  score = {prediction.ood_score:.2f}"
     font = legible_font(size)
     width = max(width, int(font.getlength(text)) + size)
-    colour = _UNKNOWN if prediction.is_unknown else _KNOWN
+    colour = UNKNOWN_COLOUR if prediction.is_unknown else _KNOWN
     strip = Image.new("RGB", (width, 2 * size), colour)
     ImageDraw.Draw(strip).text((size // 2, size // 3), text, fill="white", font=font)
     return strip

@@ -59,7 +59,7 @@ class Report:
     """Result of an evaluation.
 
     Attributes:
-        summary: The object that `metrics.json` holds; see DESIGN or docs for its keys.
+        summary: The object that `metrics.json` holds, and `knownot evaluate --json` prints.
         id_set: The ID test photos with their scores.
         ood_sets: The OOD photos with their scores, one entry for each folder.
         score: Name of the score that decides.

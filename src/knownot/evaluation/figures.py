@@ -62,7 +62,7 @@ def histograms(
         axes.set_xlabel(f"ood_score ({score})")
         axes.set_ylabel(f"share of {rows_are}")
         axes.legend(fontsize=8)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _plain(name: str) -> str:
@@ -88,9 +88,9 @@ def roc_curves(id_set: HasScores, ood_sets: Sequence[HasScores], score: str) -> 
     axes.set_ylabel("ID accepted (true-positive rate)")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
-    if ood_sets:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, loc="lower right")
-    return _png(figure)
+    return as_png(figure)
 
 
 def roc(id_scores: Tensor, ood_scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,8 @@ def roc(id_scores: Tensor, ood_scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return fpr, tpr
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """The PNG file of a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

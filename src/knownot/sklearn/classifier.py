@@ -22,6 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from knownot.core.alpha import least_calibration
 from knownot.core.calibration import flagged
 from knownot.models.classifier import UnknownAwareClassifier as Network
 from knownot.models.model_folder import choose_device
@@ -223,10 +224,10 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         return model
 
     def _warn_of_too_few(self, held: int) -> None:
-        if self.alpha and (held + 1) * self.alpha <= 1:
+        if self.alpha and held < least_calibration(self.alpha):
             warnings.warn(
                 f"nothing can be called unknown: alpha {self.alpha:g} takes at least "
-                f"{math.floor(1 / self.alpha + 1e-9)} rows set aside for calibration, there are {held}; "
+                f"{least_calibration(self.alpha)} rows set aside for calibration, there are {held}; "
                 "add rows, or raise alpha or validation_fraction",
                 UserWarning,
                 stacklevel=3,

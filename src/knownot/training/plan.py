@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from knownot.core.alpha import least_calibration
 from knownot.data.detection_folder import DetectionSplits
 from knownot.data.image_folder import Splits
 from knownot.models.classifier import UnknownAwareClassifier
@@ -130,10 +131,11 @@ def _notes(
     config: CommonConfig,
 ) -> list[str]:
     notes = []
-    if val + 1 <= 1 / config.alpha:  # the smallest p-value is not below alpha
+    least = least_calibration(config.alpha)
+    if val < least:
         notes.append(
             f"nothing can be called unknown: alpha {config.alpha:g} takes at least "
-            f"{math.floor(1 / config.alpha)} validation photos; add photos, or raise --alpha"
+            f"{least} validation photos; add photos, or raise --alpha"
         )
     if config.vos_weight == 0:
         notes.append("vos_weight is 0: trained without VOS")
