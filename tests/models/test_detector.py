@@ -114,7 +114,9 @@ def test_odd_photos_have_an_answer(model: UnknownAwareDetector, size: tuple[int,
 
 def test_nothing_found_is_an_answer(model: UnknownAwareDetector) -> None:
     blank = torch.zeros(3, 96, 96)
-    (answer,) = model.predict_iter([blank], box_threshold=1.1)
+    (answer,) = model.predict_iter([blank], box_threshold=1.0)
+    with pytest.raises(ConfigError, match="box_threshold: expected a fraction"):
+        next(model.predict_iter([blank], box_threshold=1.1))
     assert answer.boxes == []
     before = model.regions.model.roi_heads.score_thresh
     model.regions.model.roi_heads.score_thresh = 1.0

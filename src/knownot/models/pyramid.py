@@ -53,6 +53,7 @@ class TimmPyramid(nn.Module):
         )
         self.out_channels = width  # torchvision's detectors ask for it by this name
         _freeze(self.body, info.module_name(), reductions, frozen_stages)
+        self.train()  # statistics that are frozen are so from the start
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, 3, H, W) to maps (N, width, H / stride, W / stride)."""
