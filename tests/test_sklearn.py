@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from knownot.sklearn import UnknownAwareClassifier
-from knownot.sklearn.row_calibration import altered_rows, folds
+from knownot.sklearn.folds import folds
 
 Rows = np.ndarray
 
@@ -144,14 +144,6 @@ def test_folds_hold_every_row_once_and_never_a_lone_one(cv: int) -> None:
         held += out
     assert 19 not in held
     assert len(set(held)) == len(held) == (22 if cv else 4)
-
-
-def test_altered_rows_are_of_the_same_columns() -> None:
-    rows = torch.randn(40, 6)
-    shuffled, between, beyond = altered_rows(rows, seed=0)
-    assert torch.equal(shuffled.sort(0).values, rows.sort(0).values)
-    assert not torch.equal(shuffled, rows)
-    torch.testing.assert_close(beyond, 3 * rows - 2 * between)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from knownot.models.classifier import UnknownAwareClassifier as Network
 from knownot.models.model_folder import choose_device
 from knownot.models.prediction import UNKNOWN
 from knownot.models.unknown_aware import ScoreName
-from knownot.sklearn.row_calibration import RowCalibration, folds
+from knownot.sklearn.folds import folds, joined, scores_of
 from knownot.training.batches import FeatureRows
 from knownot.training.config import TrainConfig
 from knownot.training.head_first import train_head
@@ -131,16 +131,16 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         spread = given.std(0)
         self.scale_ = np.where(spread > 0, spread, 1.0)
         rows, labels = self._rows(given), torch.from_numpy(of_rows)
-        calibration = RowCalibration()
+        held_out: list[dict[str, Tensor]] = []
         cv = (5 if len(rows) < _FEW else 0) if self.cv is None else self.cv
         for kept, held in folds(of_rows, cv, self.validation_fraction, seed):
             model = self._trained(rows[kept], labels[kept], seed)
             if held:
-                calibration.add(model, rows[held], seed)
+                held_out.append(scores_of(model, rows[held]))
         if cv:
             model = self._trained(rows, labels, seed)
-        self._warn_of_too_few(calibration.size)
-        calibration.apply(model, rows)
+        self._warn_of_too_few(sum(len(scores["energy"]) for scores in held_out))
+        model.calibrate_scores(joined(held_out or [scores_of(model, rows)]))
         self.model_ = model
         return self
 
