@@ -161,7 +161,9 @@ def train(
     clip: Annotated[
         float | None, _detector(help="Largest norm of the gradient. (default: 10)")
     ] = None,
-    strict: Annotated[bool | None, _detector("--strict", help="Stop on wrong annotations.")] = None,
+    strict: Annotated[
+        bool | None, _detector("--strict", help="Stop on wrong annotations and unreadable photos.")
+    ] = None,
     start_from: Annotated[
         Path | None, _detector("--from", help="Finished detector that VOS is added to.")
     ] = None,

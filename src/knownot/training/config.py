@@ -258,7 +258,7 @@ class DetectionConfig(CommonConfig):
     box_features: int = Field(128, ge=1, description="width D of the box features")
     proposals: int = Field(200, ge=1, description="regions looked at in a photo")
     clip: float = Field(10.0, gt=0, description="largest norm of the gradient")
-    strict: bool = Field(False, description="stop on wrong annotations instead of leaving them out")
+    strict: bool = Field(False, description="stop on wrong annotations and unreadable photos")
     start_from: Path | None = Field(None, description="finished detector that VOS is added to")
     map_tolerance: float = Field(0.005, ge=0, description="mAP that adding VOS may cost")
 
