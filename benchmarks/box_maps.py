@@ -28,10 +28,10 @@ from torch import Tensor
 import knownot
 from cats_dogs import default_data, machine, spread
 from detection_sets import found_in
+from knownot.core.columns import joined
 from knownot.core.metrics import fpr95
 from knownot.core.scores import FeatureScores
 from knownot.data.detection_folder import read_detection_splits
-from knownot.evaluation.detect_set import joined
 from knownot.evaluation.evaluate_detector import evaluate_detector
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections

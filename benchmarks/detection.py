@@ -39,9 +39,9 @@ from cats_dogs import default_data, machine, spread, with_earlier_runs
 from detection_sets import LEFT_OUT, OOD, found_in, halve, hide_class
 from knownot.cli.allocator import keep_freed_memory
 from knownot.core.calibration import flagged
+from knownot.core.columns import joined
 from knownot.core.scores import FeatureScores
 from knownot.data.detection_folder import read_detection
-from knownot.evaluation.detect_set import joined
 from knownot.evaluation.evaluate_detector import FurtherScores, evaluate_detector
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections

@@ -77,7 +77,7 @@ def test_documented_commands_have_valid_options(page: Path) -> None:
     for command in (c for block in blocks(page, "bash") for c in commands(block)):
         if command.startswith("knownot "):
             _, name, *arguments = shlex.split(command, comments=True)
-            known[name].make_context(name, arguments)
+            assert known[name].make_context(name, arguments).info_name == name
 
 
 def test_every_block_is_run_or_left_out_for_a_reason() -> None:

@@ -161,7 +161,7 @@ class VirtualOutlierLoss(nn.Module):
             if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = _GAUSSIANS[gaussians](num_classes, feature_dim, queue_size, shrinkage)
-        if start_step != int(start_step):
+        if not float(start_step).is_integer():
             raise ValueError(f"start_step: expected a whole number of calls, got {start_step}")
         if background_index is not None and not 0 <= background_index <= num_classes:
             raise ValueError(

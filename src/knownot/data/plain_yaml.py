@@ -37,6 +37,7 @@ class _Loader(yaml.SafeLoader):
     """Plain data, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """PyYAML's own, once no key stands there twice."""
         seen: set[Any] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":  # PyYAML's own, which takes `<<` apart

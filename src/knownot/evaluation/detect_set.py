@@ -57,8 +57,3 @@ def as_boxes(found: Detections, unknown: Tensor | None = None) -> Boxes:
 def finds_object(found: Detections, truth: Objects) -> Tensor:
     """Whether each detection is the one on an annotated object of its class (IoU 0.5), (B,)."""
     return match(as_boxes(found), truth) >= 0
-
-
-def joined(parts: Sequence[Detections]) -> Detections:
-    """The detections of several photos as one."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

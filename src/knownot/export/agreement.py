@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from knownot.core.columns import joined
 from knownot.data.detection_set import DetectionSet, Objects
 from knownot.errors import DataError, ExportError
 from knownot.evaluation.box_matching import Boxes, match
-from knownot.evaluation.detect_set import finds_object, joined
+from knownot.evaluation.detect_set import finds_object
 from knownot.export.parity import generated_photos, readable_photos
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector

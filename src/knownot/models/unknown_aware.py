@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from knownot.core.calibration import ConformalCalibration
+from knownot.core.columns import joined
 from knownot.core.combination import CombinedScore, choose_parts
 from knownot.core.energy import energy
 from knownot.core.gaussians import Shrinkage
@@ -149,13 +150,13 @@ class UnknownAwareModel(HubMethods, nn.Module):
         """
         if not len(known[0]):
             raise DataError("known: no row to choose the parts of the combined score by")
-        of_known = self._scores_to_calibrate(*known)
-        of_outliers = [self._scores_to_calibrate(*rows) for rows in outliers if len(rows[0])]
+        of_known = self.scores_to_calibrate(*known)
+        of_outliers = [self.scores_to_calibrate(*rows) for rows in outliers if len(rows[0])]
         parts = [part for part in COMBINED_PARTS if part in of_known]
         self.combined = CombinedScore(choose_parts(of_known, of_outliers, parts))
 
-    def _scores_to_calibrate(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Every score but the combined one, on the CPU."""
+    def scores_to_calibrate(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Every score (n,) but the combined one, on the CPU, of logits (n, C) and features (n, S)."""
         # In parts: each row is compared with all that the kNN score remembers.
         parts = [
             self._single_scores(some.to(self.device), theirs.to(self.device))
@@ -163,7 +164,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
                 torch.split(logits, _ROWS), torch.split(features, _ROWS), strict=True
             )
         ]
-        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        return {name: values.cpu() for name, values in joined(parts).items()}
 
     @torch.no_grad()
     def calibrate_rows(
@@ -182,7 +183,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
             known: Which rows are calibrated on (n,), bool, all if not given. The others only set,
                 with them, the scales on which the parts of the combined score are added.
         """
-        self.calibrate_scores(self._scores_to_calibrate(logits, features), groups, known)
+        self.calibrate_scores(self.scores_to_calibrate(logits, features), groups, known)
 
     @torch.no_grad()
     def calibrate_scores(

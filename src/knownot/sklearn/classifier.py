@@ -24,18 +24,19 @@ from torch import Tensor, nn
 
 from knownot.core.alpha import least_calibration
 from knownot.core.calibration import flagged
+from knownot.core.columns import joined
 from knownot.models.classifier import UnknownAwareClassifier as Network
 from knownot.models.model_folder import choose_device
 from knownot.models.prediction import UNKNOWN
 from knownot.models.unknown_aware import ScoreName
-from knownot.sklearn.folds import folds, joined, scores_of
+from knownot.sklearn.folds import folds
 from knownot.training.batches import FeatureRows
 from knownot.training.config import TrainConfig
 from knownot.training.head_first import train_head
 
 _LEAST_STEPS = 500
 _FEW = 500  # rows, below which none is spared for calibration
-_ROWS = 8192
+_ROWS = 1024  # that are scored together: each is compared with all that kNN remembers
 # Standardised rows of D numbers have length sqrt(D); see `_rows`.
 _HEIGHT = 3.0
 
@@ -136,11 +137,11 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         for kept, held in folds(of_rows, cv, self.validation_fraction, seed):
             model = self._trained(rows[kept], labels[kept], seed)
             if held:
-                held_out.append(scores_of(model, rows[held]))
+                held_out.append(_scores(model, rows[held]))
         if cv:
             model = self._trained(rows, labels, seed)
         self._warn_of_too_few(sum(len(scores["energy"]) for scores in held_out))
-        model.calibrate_scores(joined(held_out or [scores_of(model, rows)]))
+        model.calibrate_scores(joined(held_out or [_scores(model, rows)]))
         self.model_ = model
         return self
 
@@ -262,3 +263,9 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     def _flagged(self, p_values: NDArray[np.float64]) -> NDArray[np.bool_]:
         called: NDArray[np.bool_] = flagged(torch.from_numpy(p_values), self.alpha).numpy()
         return called
+
+
+@torch.no_grad()
+def _scores(model: Network, rows: Tensor) -> dict[str, Tensor]:
+    output = model.classify(rows.to(model.device))
+    return model.scores_to_calibrate(output.logits, output.scored_features)

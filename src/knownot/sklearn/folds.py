@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
-from torch import Tensor
 
 from knownot.data.hold_out import hold_out
-from knownot.models.classifier import UnknownAwareClassifier
 
 
 def folds(
@@ -40,15 +37,3 @@ def folds(
     for _, chosen in splits.split(able, of_rows[able]):
         held = able[chosen].tolist()
         yield sorted({*range(len(of_rows))}.difference(held)), held
-
-
-@torch.no_grad()
-def scores_of(model: UnknownAwareClassifier, rows: Tensor) -> dict[str, Tensor]:
-    """Every score (n,) of rows (n, D) by name, on the CPU, of a model that is not calibrated."""
-    found = model.scores(model.classify(rows.to(model.device)))
-    return {name: values.cpu() for name, values in found.items()}
-
-
-def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The scores of several folds as one."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

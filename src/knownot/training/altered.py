@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
+from knownot.core.columns import joined
 from knownot.data.altered import ALTERATIONS, alter
 from knownot.errors import DataError
-from knownot.evaluation.detect_set import joined
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections

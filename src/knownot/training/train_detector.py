@@ -11,13 +11,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from knownot.core.columns import joined
 from knownot.core.energy import energy
 from knownot.core.metrics import fpr95
 from knownot.data.detection_folder import DetectionSplits, read_detection_splits, require_clean
 from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.evaluation.box_metrics import best_f1_threshold, mean_average_precision
-from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object, joined
+from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object
 from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_card import model_card
