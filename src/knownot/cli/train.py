@@ -41,7 +41,17 @@ def train(
     ] = None,
     finetune: Annotated[
         str | None,
-        typer.Option(help="head: frozen backbone, seconds. all: end to end. (default: head)"),
+        typer.Option(
+            help="head: frozen backbone, seconds. all: end to end. none: a finished classifier, --weights "
+            "with its last layer, keeps its answers. (default: head)"
+        ),
+    ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="With none: classes in the order of the network's outputs, by comma. (default: as "
+            "sorted)"
+        ),
     ] = None,
     arch: Annotated[
         str | None, typer.Option(help="timm model. (default: tf_efficientnet_lite0)")
@@ -50,6 +60,19 @@ def train(
         str | None, typer.Option(help="auto, pypi (offline), hub, none, or a file. (default: auto)")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
+    crop: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the shorter side photos are cropped to. (default: the model's)"
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Of red, green, blue in \\[0, 1], such as 0.485,0.456,0.406. (default: the model's)"
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Their deviation. (default: the model's)")] = None,
     bottleneck: Annotated[
         int | None, typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)")
     ] = None,
@@ -197,6 +220,8 @@ def train(
 
     [bold]knownot train photos/ -o model/ --finetune all --devices 4[/]   on four GPUs
 
+    [bold]knownot train photos/ -o model/ --finetune none --arch resnet50 --weights mine.pth[/]   one you have
+
     [bold]knownot train photos/ -o model/ --keep-thumbnails[/]   the service shows similar ones
 
     [bold]knownot train coco/ -o model/[/]   photos with boxes, COCO or VOC: a detector
@@ -263,29 +288,27 @@ class _Printer:
         from rich.table import Table
 
         table = Table(title="Plan", title_justify="left")
-        for heading in (
-            "class",
-            "train",
-            "validation",
-            "outliers from step",
-            "window full at step",
-        ):
+        columns = {"class": "name", "train": "train", "validation": "val"}
+        if plan.steps:
+            columns |= {
+                "outliers from step": "ready_step",
+                "window full at step": "window_full_step",
+            }
+        for heading in columns:
             table.add_column(heading, justify="left" if heading == "class" else "right")
         shown = plan.classes if len(plan.classes) <= 20 else plan.classes[:20]
         for row in shown:
-            cells = ("name", "train", "val", "ready_step", "window_full_step")
-            table.add_row(*(plain(row[cell]) for cell in cells))
+            table.add_row(*(plain(row[cell]) for cell in columns.values()))
         note = stderr()
         note.print(table)
         if len(shown) < len(plan.classes):
             note.print(f"… and {len(plan.classes) - len(shown)} more classes")
         ratio = "" if plan.radius_ratio is None else f"radius ratio {plan.radius_ratio:.2f}, "
-        note.print(
-            f"{plain(plan.summary)} = {plan.steps} steps on {plan.device}; VOS from step "
-            f"{plan.start_step}, features of width {plan.feature_dim}, "
-            f"{ratio}windows {plan.window_mib:.1f} MiB",
-            soft_wrap=True,
+        training = (
+            f" = {plan.steps} steps on {plan.device}; VOS from step {plan.start_step}, features of "
+            f"width {plan.feature_dim}, {ratio}windows {plan.window_mib:.1f} MiB"
         )
+        note.print(f"{plain(plan.summary)}{training if plan.steps else ''}", soft_wrap=True)
         for text in plan.notes:
             note.print(f"[yellow]note:[/] {plain(text)}", soft_wrap=True)
 

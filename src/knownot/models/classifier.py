@@ -164,6 +164,21 @@ class UnknownAwareClassifier(UnknownAwareModel):
         read = self.backbone_features if self.training else self.scored_features
         return self.classify(read(images))
 
+    def take_head(self, head: nn.Linear) -> None:
+        """Answer as a linear layer (K, D) on the same features does.
+
+        Raises:
+            ConfigError: If it is of another shape than the model's own.
+        """
+        if head.weight.shape != self.head.weight.shape:
+            raise ConfigError(
+                f"head: expected a layer of {self.head.in_features} features and {len(self.classes)} "
+                f"classes, got {head.in_features} and {head.out_features}"
+            )
+        with torch.no_grad():
+            self.head.weight.copy_(head.weight)
+            self.head.bias.zero_() if head.bias is None else self.head.bias.copy_(head.bias)
+
     def fit_scores(self, features: Tensor, labels: Tensor, k: int = 10) -> None:
         """Fit the feature scores to training features (N, S) of `scored_features`, labels (N,).
 

@@ -55,18 +55,27 @@ def _header(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
 
 def _what(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
     if isinstance(model, UnknownAwareClassifier):
-        trained = {"head": ", frozen backbone", "all": ", trained end to end"}
+        trained = {
+            "head": ", frozen backbone",
+            "all": ", trained end to end",
+            "none": ", trained elsewhere",
+        }
         kind = f"An image classifier ({model.architecture}{trained.get(metrics.get('finetune', ''), '')})"
-        return (
-            f"{kind} that answers `unknown` for photos unlike those it was trained on. Trained with Virtual\n"
-            "Outlier Synthesis by knownot."
-        )
+        return f"{kind} that answers `unknown` for photos unlike those it was trained on. {_by(model, metrics)}"
     regions = getattr(model, "regions", None)
     kind = f" ({regions.architecture}, {regions.image_size} pixels)" if regions else ""
     return (
-        f"An object detector{kind} that marks objects unlike those it was trained on as `unknown`. Trained with\n"
-        "Virtual Outlier Synthesis by knownot."
+        f"An object detector{kind} that marks objects unlike those it was trained on as `unknown`. "
+        f"{_by(model, metrics)}"
     )
+
+
+def _by(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
+    if metrics.get("finetune") == "none":
+        return "Its scores and\nthreshold are by knownot; its weights are as they were."
+    if not model.vos_settings.weight:
+        return "Trained without\nVirtual Outlier Synthesis by knownot."
+    return "Trained with Virtual\nOutlier Synthesis by knownot."
 
 
 def _data(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> list[str]:

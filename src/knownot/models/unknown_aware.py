@@ -68,6 +68,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
 
     task: ClassVar[Literal["classify", "detect"]]
     vos: VirtualOutlierLoss
+    vos_settings: VosSettings
 
     def __init__(self, classes: Sequence[str], alpha: float) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +23,15 @@ from knownot.errors import ConfigError
 from knownot.models.unknown_aware import VosSettings
 
 _OUTLIERS_OF_A_STEP = 256
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Spread = Annotated[float, Field(gt=0, le=1)]
+# Settings that matter where nothing is trained: scores, their calibration, and the run itself.
+_OF_FINISHED = {
+    *("data", "output", "task", "finetune", "outputs", "arch", "weights"),
+    *("image_size", "crop", "mean", "std", "earlier_map", "keep_thumbnails"),
+    *("vos_weight", "knn_k", "alpha", "classwise", "val_fraction"),
+    *("device", "workers", "seed", "resume", "overwrite"),
+}
 
 
 class CommonConfig(BaseModel):
@@ -184,7 +193,23 @@ class TrainConfig(CommonConfig):
     """Settings of training a classifier on folders of photos."""
 
     task: Literal["classify"] = "classify"
-    finetune: Literal["head", "all"] = Field("head", description="what is trained")
+    finetune: Literal["head", "all", "none"] = Field(
+        "head",
+        description="what is trained; none: weights of a finished classifier stay as they are",
+    )
+    outputs: tuple[str, ...] | None = Field(
+        None, description="with finetune none, the classes in the order of the network's outputs"
+    )
+    crop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the shorter side that photos are cropped to; the arch's",
+    )
+    mean: tuple[_Share, _Share, _Share] | None = Field(
+        None, description="of the pixels' channels, in [0, 1]; by default the arch's"
+    )
+    std: tuple[_Spread, _Spread, _Spread] | None = Field(None, description="the same, deviation")
     head_first: bool | None = Field(
         None, description="with finetune all, train the head by itself first; if pretrained"
     )
@@ -204,8 +229,41 @@ class TrainConfig(CommonConfig):
         False, description="small copies of training photos in the model folder"
     )
 
+    @field_validator("outputs", "mean", "std", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_vos(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("finetune") == "none":
+            return {"vos_weight": 0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.finetune != "none":
+            useless = {"outputs"} if self.outputs else set()
+        else:
+            useless = {
+                name
+                for name, field in TrainConfig.model_fields.items()
+                if name not in _OF_FINISHED and getattr(self, name) != field.default
+            }
+            useless |= {"vos_weight"} if self.vos_weight else set()
+        if useless:
+            raise PydanticCustomError(
+                "useless",
+                "{names}: does nothing with finetune {way}; leave it out",
+                {"names": ", ".join(sorted(useless)), "way": self.finetune},
+            )
+        return self
+
     @property
     def n_epochs(self) -> int:
+        if self.finetune == "none":
+            return 0
         return self.epochs or (30 if self.finetune == "head" else 4)
 
     @property
@@ -225,6 +283,8 @@ class TrainConfig(CommonConfig):
 
     def for_backbone(self, pretrained: bool) -> TrainConfig:
         """With the ways of fine-tuning that suit a backbone, where nothing else is said."""
+        if self.finetune == "none":
+            return self
         # A pretrained one is changed as little as it takes: docs/results.md, end to end.
         suited = {"head_first": pretrained, "fix_norms": pretrained, "backbone_lr": 5e-5}
         if not pretrained:
@@ -246,7 +306,7 @@ class TrainConfig(CommonConfig):
     def bottleneck_for(self, backbone_dim: int) -> int | None:
         """Width of the bottleneck for a backbone of this width; None for no bottleneck."""
         if self.bottleneck is None:
-            return 64 if backbone_dim > 128 else None
+            return 64 if backbone_dim > 128 and self.finetune != "none" else None
         return self.bottleneck or None
 
 

@@ -56,9 +56,10 @@ def make_plan(
 ) -> Plan:
     """The plan of training a classifier; `splits` holds the photos that can be read."""
     steps = training_steps(len(splits.train), config)
+    ways = {"head": "head trained", "all": "all trained", "none": "nothing trained"}
     return _plan(
         model,
-        f"{model.architecture}, {config.finetune} trained"
+        f"{model.architecture}, {ways[config.finetune]}"
         + (", the head first" if config.finetune == "all" and config.head_first else ""),
         (splits.train.counts(), splits.val.counts()),
         min(config.n_batch, len(splits.train)),
@@ -110,7 +111,7 @@ def _plan(
     if model.vos_settings.gaussians == "window":
         window = 4 * len(classes) * config.queue_size * model.vos.feature_dim / 2**20
     return Plan(
-        f"{summary}, {config.n_epochs} epochs",
+        f"{summary}, {config.n_epochs} epochs" if steps else summary,
         classes,
         steps,
         start,
@@ -137,6 +138,8 @@ def _notes(
             f"nothing can be called unknown: alpha {config.alpha:g} takes at least "
             f"{least} validation photos; add photos, or raise --alpha"
         )
+    if not steps:
+        return notes
     if config.vos_weight == 0:
         notes.append("vos_weight is 0: trained without VOS")
     elif (ratio := model.vos.radius_ratio) is not None and ratio < _USEFUL_RADIUS_RATIO:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -17,11 +17,12 @@ from knownot.core.energy import energy
 from knownot.core.metrics import fpr95
 from knownot.data.image_folder import PhotoSet, Splits, read_splits
 from knownot.data.thumbnails import FOLDER, write_thumbnails
-from knownot.errors import DataError
+from knownot.errors import ConfigError, DataError
 from knownot.evaluation.evaluate import binomial_interval
 from knownot.models.backbones import create_backbone, feature_width, is_pretrained
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.earlier_map import find_earlier_map
+from knownot.models.finished import finished_network, in_order_of, likelier_order, split_head
 from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, save
 from knownot.models.preprocessing import Preprocessing
@@ -112,11 +113,14 @@ def _train(
     if ranks.first:
         run.open(skipped, model.classes)
 
-    if config.finetune == "head":
+    if config.finetune != "all":
         cache = cache or default_cache()
         learned, val, paths = _features(model, splits, cache, reporter, skipped)
         _check_left(learned.labels, val.labels, model.classes, config.data)
-        _fit(model, learned, config, run, reporter, ranks, peer)
+        if config.finetune == "head":
+            _fit(model, learned, config, run, reporter, ranks, peer)
+        else:
+            _check_order(model, learned, config.outputs)
     else:
         if config.head_first and ranks.first and run.checkpoint() is None:
             # The other processes get it when they join.
@@ -129,7 +133,7 @@ def _train(
         _check_left(learned.labels, val.labels, model.classes, config.data)
     model.to(device).eval()
     model.fit_scores(learned.rows, learned.labels, config.knn_k)
-    kept = cache if config.finetune == "head" else None
+    kept = cache if config.finetune != "all" else None
     altered = altered_features(model, splits.val.paths, kept, reporter.stage)
     model.calibrate(val.rows, config.classwise, altered)
     metrics = {
@@ -158,9 +162,16 @@ def _build(
     architecture, preprocessing = "custom", Preprocessing()
     if backbone is None:
         architecture = config.arch
-        backbone, preprocessing = create_backbone(config.arch, config.weights)
-    if config.image_size is not None:
-        preprocessing = preprocessing.model_copy(update={"image_size": config.image_size})
+        create = create_backbone
+        if config.finetune == "none":
+            create = partial(finished_network, num_classes=len(classes))
+        backbone, preprocessing = create(config.arch, config.weights)
+    said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
+    preprocessing = preprocessing.model_copy(update=said)
+    head = None
+    if config.finetune == "none":
+        backbone, head = split_head(backbone, preprocessing.image_size)
+        head = in_order_of(head, config.outputs or classes, classes)
     width = feature_width(backbone, preprocessing.image_size)
     bottleneck = config.bottleneck_for(width)
     model = UnknownAwareClassifier(
@@ -178,6 +189,8 @@ def _build(
         else None,
         alpha=config.alpha,
     )
+    if head is not None:
+        model.take_head(head)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -248,6 +261,27 @@ def _check_left(train: Tensor, val: Tensor, classes: list[str], data: Path) -> N
         raise DataError(f"{data}: no readable validation photo; calibration needs some")
 
 
+@torch.no_grad()
+def _check_order(
+    model: UnknownAwareClassifier, learned: FeatureRows, outputs: Sequence[str] | None
+) -> None:
+    """Refuse a finished classifier whose outputs clearly stand for other classes than is said."""
+    model.eval()
+    predicted = model.classify(learned.rows.to(model.device)).logits.argmax(1).cpu()
+    order = likelier_order(predicted, learned.labels, len(model.classes))
+    if order is None:
+        return
+    right = [
+        f"{float((found == learned.labels).double().mean()):.0%}"
+        for found in (predicted, torch.tensor(order)[predicted])
+    ]
+    names = [model.classes[order[model.classes.index(n)]] for n in outputs or model.classes]
+    raise ConfigError(
+        f"outputs: the network is right about {right[0]} of the training photos if its outputs stand for "
+        f"{', '.join(outputs or model.classes)}, about {right[1]} with --outputs '{','.join(names)}'"
+    )
+
+
 def _fit(
     model: UnknownAwareClassifier,
     dataset: FeatureRows | AugmentedPhotos,
@@ -287,7 +321,7 @@ def _metrics(
         "score": model.default_score,
         "threshold": model.threshold(),
         "radius_ratio": model.vos.radius_ratio,
-        "vos_started": model.vos.started,
+        "vos_started": bool(model.vos_settings.weight) and model.vos.started,
     }
 
 

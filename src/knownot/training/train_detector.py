@@ -330,7 +330,7 @@ def _metrics(
         "threshold": model.threshold(),
         "box_threshold": model.box_threshold,
         "radius_ratio": model.vos.radius_ratio,
-        "vos_started": model.vos.started,
+        "vos_started": bool(model.vos_settings.weight) and model.vos.started,
     }
 
 
