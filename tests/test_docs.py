@@ -31,6 +31,7 @@ ABOUT_PHOTOS = (
     "README.md",
 )
 RUN_BY = {
+    "tests/benchmark/test_own_scores.py": ("benchmark.md",),
     "tests/cli/test_detector_commands.py": ("detection.md",),
     "tests/scale/test_score.py": ("scaling.md",),
     "tests/serve/test_command.py": ("export.md", "serving.md"),

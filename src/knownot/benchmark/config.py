@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from knownot.benchmark.scores import GROUPS, SCORES
+from knownot.benchmark.own_scores import beside, digest, load_score, split_name
+from knownot.benchmark.scores import GROUPS, SCORES, Score
 from knownot.benchmark.trainings import TRAININGS, Training
 from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError
 
+_OWN_NAME = r"[a-z0-9][a-z0-9.-]*"  # of trainings and scores: they name files
 # What parts of the known set, and means over sets, are called in results.
 _RESERVED = {"train", "val", "test", "known", "mean", "near", "far"}
 
@@ -91,6 +93,9 @@ class BenchmarkConfig(_Strict):
     methods: dict[str, list[str] | OwnTraining] = Field(
         description="scores, or groups of them, by training; or a training of one's own"
     )
+    own_scores: dict[str, str] = Field(
+        {}, description="file.py:function, beside this file, by name: scores of one's own"
+    )
     tables: dict[str, list[str]] = Field(
         {}, description="trainings that the report compares, by title, in place of one table of all"
     )
@@ -103,16 +108,18 @@ class BenchmarkConfig(_Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> BenchmarkConfig:
+        for name, where in self.own_scores.items():
+            if name in {**SCORES, **GROUPS} or not re.fullmatch(_OWN_NAME, name):
+                raise ValueError(_no_own_name("own_scores", name, "score", {**SCORES, **GROUPS}))
+            split_name(where)
+        known_scores = {**SCORES, **GROUPS, **self.own_scores}
         for training, method in self.methods.items():
             if not isinstance(method, OwnTraining):
                 _known("methods", training, TRAININGS)
-            elif training in TRAININGS or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", training):
-                raise ValueError(
-                    f"methods: {training!r} cannot name a training of your own; expected small "
-                    f"letters, digits, - and ., and none of {', '.join(TRAININGS)}"
-                )
+            elif training in TRAININGS or not re.fullmatch(_OWN_NAME, training):
+                raise ValueError(_no_own_name("methods", training, "training", TRAININGS))
             for score in _scores(method):
-                _known(f"methods.{training}", score, {**SCORES, **GROUPS})
+                _known(f"methods.{training}", score, known_scores)
         for title, trainings in self.tables.items():
             for training in trainings:
                 _known(f"tables.{title}", training, self.methods)
@@ -146,6 +153,14 @@ class BenchmarkConfig(_Strict):
         """The scores of a training, groups resolved, each once."""
         names = (GROUPS.get(name, [name]) for name in _scores(self.methods[training]))
         return list(dict.fromkeys(score for group in names for score in group))
+
+    def score(self, name: str) -> Score:
+        """The score of that name; the file of one's own is run for it."""
+        return load_score(self.own_scores[name]) if name in self.own_scores else SCORES[name]
+
+    def code(self, score: str) -> str:
+        """What tells a score of one's own from the same after a change of its file; else empty."""
+        return f"-{digest(self.own_scores[score])}" if score in self.own_scores else ""
 
     def training_of(self, name: str) -> Training:
         """One of this benchmark's trainings."""
@@ -217,6 +232,12 @@ def _read(name_or_file: str) -> dict[str, Any]:
                 f"{', '.join(shipped())}"
             ) from None
     values = read_settings(text, name_or_file)
+    own = values.get("own_scores")
+    if isinstance(own, dict):
+        try:
+            values["own_scores"] = {k: beside(Path(name_or_file), v) for k, v in own.items()}
+        except (AttributeError, ValueError) as error:
+            raise ConfigError(f"{name_or_file}: own_scores: {error}") from None
     if (base := values.pop("like", None)) is not None:
         if base not in shipped():
             raise ConfigError(
@@ -228,6 +249,13 @@ def _read(name_or_file: str) -> dict[str, Any]:
 
 def _scores(method: list[str] | OwnTraining) -> list[str]:
     return method.scores if isinstance(method, OwnTraining) else method
+
+
+def _no_own_name(key: str, name: str, what: str, taken: Iterable[str]) -> str:
+    return (
+        f"{key}: {name!r} cannot name a {what} of your own; expected small letters, digits, - and ., and "
+        f"none of {', '.join(taken)}"
+    )
 
 
 def _known(key: str, name: str, names: Mapping[str, Any]) -> None:

@@ -20,7 +20,6 @@ from knownot.benchmark.protocols import get_protocol
 from knownot.benchmark.recipe import Recipe
 from knownot.benchmark.report import write_report
 from knownot.benchmark.results import KNOWN, Row, read_rows, versions, write_rows
-from knownot.benchmark.scores import SCORES
 from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.summary import Summary, summarise
 from knownot.benchmark.workplace import Workplace
@@ -59,6 +58,8 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
         DataError: If images are missing, or the output cannot be written.
     """
     get_protocol(protocol)
+    for name in place.config.own_scores:  # what is wrong there is told before anything is trained
+        place.config.score(name)
     recipe = make_recipe(place)
     recipe.check()
     with _alone(place.output):
@@ -156,17 +157,19 @@ def _measure(
     """All scores of one model; adds to `rows` (and the results file) and `failed`."""
     settings = place.config.fingerprint(training)
     names = ["", *place.config.scores(training)]  # "": the model's accuracy
+    methods = {
+        name: (protocol, training, name, seed, settings + place.config.code(name)) for name in names
+    }
     measured: dict[str, set[str]] = {name: set() for name in names}
     for row in rows:
-        same = row.method == (protocol, training, row.score, seed, settings)
-        if same:
-            measured.setdefault(row.score, set()).add(row.set)
+        if methods.get(row.score) == row.method:
+            measured[row.score].add(row.set)
     wanted = {name: set(place.config.sets) for name in names} | {"": {KNOWN}}
     missing = [name for name in names if not wanted[name] <= measured[name]]
     if not missing:
         return
     # A set that was added is measured with the others anew, by the scores that are kept.
-    again = {(protocol, training, name, seed, settings) for name in missing}
+    again = {methods[name] for name in missing}
     rows[:] = [row for row in rows if row.method not in again]
     model = _Model(place, recipe, training, seed)
     before = len(rows)
@@ -224,6 +227,7 @@ class _Model:
 
     def scores(self, score: str) -> dict[str, Tensor]:
         """One score of the ID test images ("known") and of every OOD set, kept on disk."""
+        config = self.place.config
         file = self.place.scores_file(self.training, self.seed, score)
         kept = read_tensors(file)
         wanted = {KNOWN: "test"} | {name: name for name in self.place.config.sets}
@@ -231,11 +235,18 @@ class _Model:
             return kept
         torch.manual_seed(0)
         fitted = Fitted(self.model, self.arrays("train"), self.arrays("val"))
-        scorer = SCORES[score](fitted)
-        found = {name: scorer(self.arrays(part)).double() for name, part in wanted.items()}
-        for name, values in found.items():
+        scorer = config.score(score)(fitted)
+        found = {}
+        for name, part in wanted.items():
+            values = torch.as_tensor(scorer(self.arrays(part))).detach().cpu().double()
+            if values.shape != (len(self.arrays(part)),):
+                raise ValueError(
+                    f"expected one number for each of the {len(self.arrays(part))} images of {name}, got "
+                    f"shape {tuple(values.shape)}"
+                )
             if values.isnan().any():
                 raise ValueError(f"{int(values.isnan().sum())} scores of {name} are NaN")
+            found[name] = values
         write_tensors(file, found)
         return found
 
@@ -256,6 +267,6 @@ class _Model:
             value=float(f"{value:.6g}"),  # as the file holds it: a second report is the same
             n_id=n_id,
             n_ood=n_ood,
-            settings=config.fingerprint(self.training),
+            settings=config.fingerprint(self.training) + config.code(score),
             versions=versions(),
         )

@@ -89,8 +89,8 @@ def summarise(place: Workplace, protocol: str, rows: list[Row]) -> Summary:
         if (
             wanted
             and row.protocol == protocol
-            and row.settings == config.fingerprint(row.training)
             and (row.score == "" or row.score in config.scores(row.training))
+            and row.settings == config.fingerprint(row.training) + config.code(row.score)
             and (row.set == KNOWN or row.set in config.sets)
         ):
             if row.set != KNOWN:  # a set may have been moved to another group since
