@@ -65,6 +65,9 @@ def test_answers_for_paths_images_arrays_and_tensors(
     for one in (path, str(path), image, array, tensor):
         assert len(model.predict(one)) == 1
     assert len(model.predict(p for p in kinds)) == 6
+    for stack in (torch.stack([tensor, tensor]), np.stack([array, array])):
+        assert [a.label for a in model.predict(stack)] == ["green", "green"]
+        assert model.predict(stack[:0]) == []
 
 
 def test_unknown_is_exactly_a_small_p_value(model: UnknownAwareClassifier) -> None:

@@ -157,7 +157,8 @@ def test_a_client_does_not_choose_the_codec(server: Running, charset: str) -> No
 
 
 @pytest.mark.parametrize(
-    "query", ["alpha=0", "alpha=1", "alpha=nan", "alpha=inf", "alpha=x", "score=max", "score="]
+    "query",
+    ["alpha=0", "alpha=1", "alpha=nan", "alpha=inf", "alpha=x", "score=max", "score=", "aplha=0.1"],
 )
 def test_parameters_out_of_range(server: Running, query: str) -> None:
     answer = server.http.post(

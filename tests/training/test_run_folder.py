@@ -88,6 +88,19 @@ def test_resume_refuses_other_classes(photos: Path, tmp_path: Path, finetune: st
     assert (tmp_path / ".m.run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("finetune", ["head", "all"])
+def test_resume_refuses_other_photos(photos: Path, tmp_path: Path, finetune: str) -> None:
+    data = Path(shutil.copytree(photos, tmp_path / "p"))
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "m", Interrupt(4), finetune=finetune)
+    added = data / "train" / "red" / "added.png"
+    shutil.copy2(next((data / "train" / "red").glob("*.png")), added)
+    with pytest.raises(ConfigError, match=r"photos or annotations in .* are not those"):
+        run(data, tmp_path / "m", finetune=finetune, resume=True)
+    added.unlink()
+    run(data, tmp_path / "m", finetune=finetune, resume=True)
+
+
 def test_a_run_is_resumed_from_another_folder(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def test_resuming_after_ctrl_c_gives_the_same_detector(
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     for key, value in whole.items():
         assert torch.equal(value, resumed[key]), key
+
+
+def test_a_run_does_not_go_on_with_other_annotations(few: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(few, tmp_path / "data"))
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "m", Interrupt(), epochs=3)
+    (file,) = (data / "annotations").glob("*train*.json")
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match=r"annotations in .* are not those that the run was begun"
+    ):
+        run(data, tmp_path / "m", resume=True, epochs=3)
+    content["annotations"][0]["bbox"][2] += 1
+    file.write_text(json.dumps(content))
+    run(Path(data.rename(tmp_path / "moved")), tmp_path / "m", overwrite=True, epochs=1)
 
 
 def test_vos_is_added_to_a_finished_detector(

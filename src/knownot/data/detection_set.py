@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from knownot.data.image_folder import names_digest
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ class DetectionSet:
             torch.cat([*kept, torch.zeros(0).long()]), minlength=len(self.classes)
         )
         return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def digest(self, root: Path) -> str:
+        """Sixteen digits that other photos or objects, but not the same under another folder, make differ."""
+        found = hashlib.sha256(names_digest(self.paths, root).encode())
+        for objects in self.objects:
+            for tensor in (objects.boxes, objects.labels, objects.ignore):
+                found.update(tensor.numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def subset(self, indices: Iterable[int]) -> DetectionSet:
         """The photos at `indices`."""

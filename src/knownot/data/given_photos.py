@@ -15,7 +15,9 @@ from knownot.errors import DataError
 
 
 def as_list(photos: Any) -> Sequence[Any]:
-    """The photos of one argument: a single one becomes a list of one."""
+    """The photos of one argument: a single one becomes a list of one, a stack (N, ...) one of N."""
+    if getattr(photos, "ndim", None) == 4:
+        return list(photos)
     if isinstance(photos, (str, Path)) or not isinstance(photos, Sequence):
         return list(photos) if isinstance(photos, Iterator) else [photos]
     return photos

@@ -252,7 +252,8 @@ class UnknownAwareClassifier(UnknownAwareModel):
 
         Args:
             photos: One or several of: a path, a Pillow image, an array (H, W), (H, W, 3) or
-                (H, W, 4) of uint8, a tensor (3, H, W) of uint8 or of floats in [0, 1].
+                (H, W, 4) of uint8, a tensor (3, H, W) of uint8 or of floats in [0, 1];
+                or a stack of N of these.
             alpha: Share of in-distribution photos that may be called unknown; the model's own if
                 not given.
             score: Name of the score that decides; the model's default if not given.

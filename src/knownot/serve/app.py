@@ -149,6 +149,9 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: i
         A photo that cannot be read has an `error` of its own among several; alone, it is an error
         of the request.
         """
+        if strange := request.query_params.keys() - {"alpha", "score"}:
+            message = f"{min(strange)}: is no parameter; expected alpha or score"
+            raise RefusedError(422, "invalid_parameter", message)
         if score is not None and score not in model.scores:
             message = f"score: expected one of {', '.join(model.scores)}"
             raise RefusedError(422, "invalid_parameter", message)

@@ -16,6 +16,7 @@ from knownot.errors import ConfigError, DataError
 from knownot.models.hub import CONFIG
 from knownot.training.config import Config
 
+_EXAMPLES = "examples.txt"
 # What concerns the scores and calibration of a network that is trained.
 AFTER_TRAINING = {"alpha", "classwise", "knn_k"}
 # Settings that may differ when an interrupted run goes on: they do not touch what is trained.
@@ -60,15 +61,18 @@ class RunFolder:
         """Whether there is work to go on with: an epoch, or a training of several."""
         return self.checkpoint() is not None or self.candidates.is_dir()
 
-    def open(self, skipped: dict[Path, str], classes: Sequence[str] = ()) -> None:
+    def open(
+        self, skipped: dict[Path, str], classes: Sequence[str] = (), examples: str = ""
+    ) -> None:
         """Make the folder; what an earlier run left is removed unless this one resumes it.
 
         Args:
             skipped: Path and reason of every photo found unreadable, for the other processes.
             classes: Names of the classes, in order; a run that goes on must have the same.
+            examples: A digest of what is learned from, which must be the same, too.
 
         Raises:
-            ConfigError: If another process has it open, or the classes have changed.
+            ConfigError: If another process has it open, or classes or examples have changed.
             DataError: If it cannot be written.
         """
         try:
@@ -76,12 +80,14 @@ class RunFolder:
             self._lock.acquire()
             if self.config.resume:
                 self._check_classes(classes)
+                self._check_examples(examples)
             else:
                 self._clear()
             self.logs.mkdir(exist_ok=True)
             (self.root / "config.yaml").write_text(_absolute(self.config).to_yaml())
             (self.root / "skipped.json").write_text(json.dumps([*map(str, skipped)]))
             (self.root / "classes.json").write_text(json.dumps([*classes]))
+            (self.root / _EXAMPLES).write_text(examples)
         except Timeout:
             raise ConfigError(
                 f"{self.config.output}: another process is training it; wait for its end, or choose "
@@ -142,6 +148,15 @@ class RunFolder:
             raise ConfigError(
                 f"resume: the classes were {', '.join(before)} and are {', '.join(classes)}; name "
                 "them as before, or use --overwrite in place of --resume to start anew"
+            )
+
+    def _check_examples(self, examples: str) -> None:
+        """Refuse to go on with other examples: steps and learning rate are planned for so many."""
+        kept = self.root / _EXAMPLES
+        if kept.is_file() and kept.read_text() != examples:
+            raise ConfigError(
+                f"resume: the photos or annotations in {self.config.data} are not those that the run was "
+                "begun with; put them back, or use --overwrite in place of --resume to start anew"
             )
 
     def _read(self, name: str) -> list[str]:

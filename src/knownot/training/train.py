@@ -15,7 +15,7 @@ from torch import Tensor
 
 from knownot.core.energy import energy
 from knownot.core.metrics import fpr95
-from knownot.data.image_folder import PhotoSet, Splits, read_splits
+from knownot.data.image_folder import PhotoSet, Splits, names_digest, read_splits
 from knownot.data.thumbnails import FOLDER, write_thumbnails
 from knownot.errors import ConfigError, DataError
 from knownot.evaluation.evaluate import binomial_interval
@@ -111,7 +111,7 @@ def _train(
     check_shares(config, len(splits.train))
     reporter.plan(make_plan(model, splits, config, str(device)))
     if ranks.first:
-        run.open(skipped, model.classes)
+        run.open(skipped, model.classes, names_digest(splits.train.paths, config.data))
 
     if config.finetune != "all":
         cache = cache or default_cache()

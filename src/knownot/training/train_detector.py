@@ -89,7 +89,7 @@ def _train(
     reporter.plan(make_detection_plan(model, splits, config, str(device)))
     before = None
     if ranks.first:
-        run.open(skipped, model.classes)
+        run.open(skipped, model.classes, splits.train.digest(config.data))
         before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
     module = DetectionTraining(model, splits, config)
     model.vos.start_step = config.start_step(module.total_steps)
