@@ -1,9 +1,10 @@
 """What VOS costs a detector: a training step and a detection with it and without, paired.
 
     python benchmarks/detection_cost.py models/natural5-3/VOS
+    python benchmarks/detection_cost.py resnet50/ --image-size 800 --batch 1 --pairs 30 --name detection_cost_resnet50
 
 "Without" is torchvision's own Faster R-CNN around the same weights. Prints a Markdown table and writes
-`<output>/detection_cost.json`.
+`<output>/<name>.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import copy
 import json
 import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
 import torch
@@ -35,9 +36,11 @@ def main() -> None:
     options = _options()
     keep_freed_memory()
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = cost(options.model, options.data / "detection" / "natural5")
-    file = options.output / "detection_cost.json"
-    file.write_text(json.dumps({"machine": machine(), **rows}, indent=1) + "\n")
+    data = options.data / "detection" / "natural5"
+    rows = cost(options.model, data, options.batch, options.pairs, options.image_size)
+    file = options.output / f"{options.name}.json"
+    setting = {"batch": options.batch, "image_size": options.image_size}
+    file.write_text(json.dumps({"machine": machine(), **setting, **rows}, indent=1) + "\n")
     print("| | with VOS, s | without, s | ratio | quartiles |\n|---|---|---|---|---|")
     for title, row in rows.items():
         low, _, high = row["ratio_quartiles"]
@@ -48,10 +51,15 @@ def main() -> None:
     print(f"\nall numbers: {file}")
 
 
-def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 100) -> dict[str, Any]:
+def cost(
+    folder: Path, data: Path, batch: int, rounds: int, image_size: int | None
+) -> dict[str, Any]:
     """A training step and a detection with VOS and without, in turn, on the same photos."""
     model = knownot.load(folder)
     assert isinstance(model, UnknownAwareDetector)
+    if image_size:
+        transform = model.regions.model.transform
+        transform.min_size, transform.max_size = (image_size,), image_size * 5 // 3
     photos = read_detection(data, model.classes)
     plain = plain_torchvision(model.regions.model)
     steps = []
@@ -60,6 +68,8 @@ def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 100) -> dict[st
         pixels = [pil_to_tensor(open_photo(photos.paths[row])) for row in rows]
         objects = [photos.objects[row] for row in rows]
         steps.append((pixels, [{"boxes": o.boxes, "labels": o.labels} for o in objects]))
+
+    boxes: list[float] = []  # a photo, that scores are computed of
 
     def with_vos(pixels: list[Tensor], targets: Any) -> None:
         torch.stack(list(model.losses(pixels, targets).values())).sum().backward()
@@ -70,7 +80,7 @@ def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 100) -> dict[st
         torch.stack(list(losses.values())).sum().backward()
 
     def detect_with(pixels: list[Tensor], _: Any) -> None:
-        model(pixels)
+        boxes.append(sum(len(found["boxes"]) for found in model(pixels)) / len(pixels))
 
     @torch.no_grad()
     def detect_without(pixels: list[Tensor], _: Any) -> None:
@@ -96,6 +106,7 @@ def cost(folder: Path, data: Path, batch: int = 4, rounds: int = 100) -> dict[st
             "ratio_quartiles": quantiles(ratios),
             "pairs": len(ratios),
         }
+    results["detection"]["boxes"] = fmean(boxes)
     return results
 
 
@@ -114,6 +125,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="detector trained on natural5")
     parser.add_argument("--data", type=Path, default=default_data(), help="photos")
+    parser.add_argument("--image-size", type=int, help="shorter side in pixels, not the detector's")
+    parser.add_argument("--batch", type=int, default=4, help="photos together")
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--name", default="detection_cost", help="of the file with the numbers")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
 

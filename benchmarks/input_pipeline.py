@@ -60,9 +60,9 @@ SIZE, CROP = 224, 0.875
 LEAST = least_side(SIZE, CROP)
 # Longest side, standard deviation of the noise, JPEG quality, and how many photos of that size.
 ENLARGED = {
-    "500 px": (500, 2.0, 90, 48),
-    "1500 px": (1500, 3.0, 90, 24),
-    "4000 px": (4000, 4.0, 90, 8),
+    "500 px": (500, 2.0, 90, 160),
+    "1500 px": (1500, 3.0, 90, 96),
+    "4000 px": (4000, 4.0, 90, 32),
 }
 Work = Callable[[], Any]
 
@@ -448,7 +448,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="model folder, instead of training one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="sizes of photos")
-    parser.add_argument("--photos", type=int, default=96, help="photos of a round, at most")
+    parser.add_argument("--photos", type=int, default=160, help="photos of a round, at most")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()

@@ -35,6 +35,7 @@ RUN_BY = {
     "tests/cli/test_detector_commands.py": ("detection.md",),
     "tests/scale/test_score.py": ("scaling.md",),
     "tests/serve/test_command.py": ("export.md", "serving.md"),
+    "tests/training/test_finished.py": ("finished.md",),
     "tests/test_docs.py": ("training_loop.md", "tables.md", *ABOUT_PHOTOS),
 }
 

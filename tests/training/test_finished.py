@@ -20,6 +20,7 @@ from knownot.models.model_folder import load
 from knownot.training.config import make_config
 from knownot.training.train import train
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, tiny_backbone
+from tests.pages import run_page
 
 ARCH, SIZE = "resnet10t", 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -129,6 +130,36 @@ def test_a_module_of_ones_own_is_a_finished_classifier_too(photos: Path, tmp_pat
     backbone, _ = split_head(whole, SIZE)
     answer = load(tmp_path / "m", backbone=backbone).predict(noisy(COLOURS["green"], 3))[0]
     assert answer.nearest_class == "green"
+
+
+def test_the_page_runs_for_torchvision_and_hugging_face(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import resnet18
+    from transformers import ViTConfig, ViTForImageClassification
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(photos)
+    torch.manual_seed(0)
+    network = resnet18(num_classes=2).eval()
+    page = run_page("finished.md", network=network, torch=torch)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        own = network(images)
+        torch.testing.assert_close(page["head"](page["backbone"](images)), own)
+        found = page["model"].head(page["model"].backbone(images))
+    torch.testing.assert_close(found, own)
+    answer = page["model"].predict(noisy(COLOURS["red"], 1))[0]
+    assert 0 < answer.p_value <= 1
+
+    config = ViTConfig(
+        image_size=SIZE, patch_size=8, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=32, num_labels=2,
+    )  # fmt: skip
+    transformer = page["Logits"](ViTForImageClassification(config)).eval()
+    backbone, head = split_head(transformer, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(head(backbone(images)), transformer(images))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_folder import load
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.training.batches import EpochShuffle, RankBatches, joint_batches
-from knownot.training.config import DetectionConfig, TrainConfig
+from knownot.training.config import DetectionConfig, TrainConfig, make_config
 from knownot.training.detection_batches import PlainScenes
 from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Silent, fit
@@ -240,6 +240,10 @@ def test_processes_that_cannot_be_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="devices: torchrun says 2, not 4"):
         train(settings(photos, tmp_path / "m", devices=4))
+    nothing = make_config({"data": photos, "output": tmp_path / "m", "finetune": "none"})
+    with pytest.raises(ConfigError, match="nothing is trained .* start one process"):
+        train(nothing, backbone=backbone())
+    assert not (tmp_path / "m").exists()
 
 
 class CtrlC(Silent):

@@ -83,6 +83,8 @@ def train(
     if config.vos_weight == "auto":
         again = partial(train, backbone=backbone, cache=cache, peer=peer)
         return train_with_chosen_weight(config, ranks, reporter, again)
+    if config.finetune == "none" and ranks.several:
+        raise ConfigError("devices: nothing is trained with finetune none; start one process")
     device = ranks.device(config.device)
     ranks.wait()
     with RunFolder(config) as run:
