@@ -1,7 +1,7 @@
 """What VOS costs a detector: a training step and a detection with it and without, paired.
 
     python benchmarks/detection_cost.py models/natural5-3/VOS
-    python benchmarks/detection_cost.py resnet50/ --image-size 800 --batch 1 --pairs 30 --name detection_cost_resnet50
+    python benchmarks/detection_cost.py resnet50/ --image-size 800 --batch 1 --pairs 25 --name NAME
 
 "Without" is torchvision's own Faster R-CNN around the same weights. Prints a Markdown table and writes
 `<output>/<name>.json`.

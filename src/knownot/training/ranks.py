@@ -168,14 +168,13 @@ def check_same_steps(checkpoint: dict[str, Any], steps: int) -> None:
     """Check that a checkpoint belongs to a training of so many steps.
 
     Raises:
-        TrainingError: If not: photos have come or gone, or another number of processes leaves out
-            another last batch.
+        TrainingError: If not: another number of processes leaves out another last batch.
     """
     before = checkpoint["lr_schedulers"][0]["total_steps"]
     if before != max(2, steps):
         raise TrainingError(
             f"resume: the interrupted run was to take {before} steps, this one {steps}; use the same "
-            "photos and --devices, or start anew with --overwrite"
+            "--devices, or start anew with --overwrite"
         )
 
 
