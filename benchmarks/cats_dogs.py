@@ -32,7 +32,7 @@ from knownot.core.calibration import ConformalCalibration, flagged
 from knownot.core.combination import CombinedScore
 from knownot.core.metrics import auroc, fpr95
 from knownot.data.image_folder import list_photos, read_labelled
-from knownot.evaluation.evaluate import binomial_interval
+from knownot.evaluation.measures import binomial_interval
 from knownot.models.classifier import ClassifierOutput, UnknownAwareClassifier
 from knownot.training.config import make_config
 from knownot.training.feature_cache import extract_features

@@ -17,15 +17,11 @@ from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 from knownot.errors import ConfigError, DataError
-from knownot.evaluation.evaluate import (
-    Report,
-    binomial_interval,
-    evaluate,
-    score_photos,
-    set_names,
-)
+from knownot.evaluation.evaluate import Report, evaluate, score_photos
 from knownot.evaluation.figures import roc_curves
 from knownot.evaluation.html import thumbnail
+from knownot.evaluation.measures import binomial_interval
+from knownot.evaluation.report import set_names
 from knownot.models.classifier import UnknownAwareClassifier
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_model
 

@@ -82,9 +82,10 @@ def _model(folder: Path) -> dict[str, Any]:
 
     from knownot.models.detector import UnknownAwareDetector
     from knownot.models.model_folder import load
+    from knownot.training.result import METRICS, TRAINING
 
     model = load(folder)
-    metrics_file = folder / "training" / "metrics.json"
+    metrics_file = folder / TRAINING / METRICS
     metrics = json.loads(metrics_file.read_text()) if metrics_file.is_file() else {}
     return {
         **(_detector(model) if isinstance(model, UnknownAwareDetector) else _classifier(model)),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from knownot.core.calibration import flagged
 from knownot.core.metrics import auroc, fpr95
-from knownot.evaluation.evaluate import binomial_interval
+from knownot.evaluation.measures import binomial_interval
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.preprocessing import Preprocessing
 from knownot.models.unknown_aware import VosSettings

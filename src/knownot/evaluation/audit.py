@@ -20,7 +20,9 @@ from knownot.core.calibration import flagged
 from knownot.data.kept_files import write_whole
 from knownot.errors import DataError
 from knownot.evaluation.decisions import COLUMNS, read_decisions, write_decisions
-from knownot.evaluation.evaluate import Progress, Report, Scored, evaluate, separation
+from knownot.evaluation.evaluate import Report, Scored, evaluate
+from knownot.evaluation.measures import separation
+from knownot.evaluation.report import Progress
 from knownot.models.classifier import UnknownAwareClassifier
 
 TABLE = "audit.csv"

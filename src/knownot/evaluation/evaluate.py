@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,13 @@ from torch import Tensor
 from knownot.core import metrics
 from knownot.core.calibration import flagged
 from knownot.data.image_folder import list_photos, read_labelled
-from knownot.data.plain_json import to_json
 from knownot.data.reading import read_batches
 from knownot.errors import DataError
+from knownot.evaluation.measures import binomial_interval, separation
+from knownot.evaluation.report import Progress, save_report, set_names
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
 from knownot.models.modes import evaluating
-
-Progress = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclass(frozen=True)
@@ -79,23 +78,6 @@ class Report:
         from knownot.evaluation.html import write_html
 
         return save_report(self.summary, folder, lambda page: write_html(self, page))
-
-
-def save_report(
-    summary: dict[str, Any], folder: str | Path, write_page: Callable[[Path], Path]
-) -> Path:
-    """Write `metrics.json`, and `report.html` by `write_page`, to a folder; returns the latter.
-
-    Raises:
-        DataError: If the folder cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(to_json(summary) + "\n")
-        return write_page(folder / "report.html")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def evaluate(
@@ -211,25 +193,6 @@ def _scored(
     return _Batch(predicted.cpu(), confidence.cpu(), on_host, p_values)
 
 
-def separation(id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
-    """The five metrics of two score vectors, by name, as fractions in [0, 1]."""
-    return {
-        "fpr95": metrics.fpr95(id_scores, ood_scores),
-        "fpr95_ood_positive": metrics.fpr95_ood_positive(id_scores, ood_scores),
-        "auroc": metrics.auroc(id_scores, ood_scores),
-        "aupr_in": metrics.aupr_in(id_scores, ood_scores),
-        "aupr_out": metrics.aupr_out(id_scores, ood_scores),
-    }
-
-
-def binomial_interval(successes: int, trials: int, level: float = 0.95) -> list[float]:
-    """Exact (Clopper-Pearson) interval of a share, as two fractions."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, trials).proportion_ci(level)
-    return [float(interval.low), float(interval.high)]
-
-
 def _summary(
     model: UnknownAwareClassifier,
     id_set: Scored,
@@ -270,13 +233,3 @@ def _summary(
         summary["mean_fpr95"] = float(np.mean([s["fpr95"] for s in summary["ood"].values()]))
         summary["mean_auroc"] = float(np.mean([s["auroc"] for s in summary["ood"].values()]))
     return summary
-
-
-def set_names(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Folders by their own name, or by their whole path where two share a name."""
-    names = [Path(folder).resolve().name for folder in folders]
-    names = ["ID/" if name == "ID" else name for name in names]  # the known photos are called so
-    return {
-        name if names.count(name) == 1 else str(folder): Path(folder)
-        for name, folder in zip(names, folders, strict=True)
-    }

@@ -25,14 +25,9 @@ from knownot.errors import DataError
 from knownot.evaluation.box_matching import Boxes, on_known_object
 from knownot.evaluation.box_metrics import mean_average_precision
 from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object
-from knownot.evaluation.evaluate import (
-    Progress,
-    binomial_interval,
-    save_report,
-    separation,
-    set_names,
-)
+from knownot.evaluation.measures import binomial_interval, separation
 from knownot.evaluation.open_set import open_set_measures
+from knownot.evaluation.report import Progress, save_report, set_names
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.regions import Detections
 from knownot.models.shown_boxes import without_repeats

@@ -14,6 +14,7 @@ from knownot.data.detection_folder import read_detection_splits
 from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import names_digest, read_splits
 from knownot.errors import KnownotError
+from knownot.training.result import METRICS, SETTINGS, SKIPPED, TRAINING
 
 _MOST_IN_TRAINING = 64
 _UNREADABLE = (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, KnownotError)
@@ -77,19 +78,17 @@ def _are_held_out(paths: list[Path], model: Path) -> bool:
 
     Where a share of the photos was set aside, one photo more or less sets others aside.
     """
-    training = model / "training"
-    metrics = training / "metrics.json"
+    training = model / TRAINING
+    metrics = training / METRICS
     digest = json.loads(metrics.read_text()).get("val_digest") if metrics.is_file() else None
     if digest is None:  # a model from before it was noted
         return True
     data = Path(_record(model)[0])
-    skipped = {
-        os.path.relpath(path, data) for path in json.loads((training / "skipped.json").read_text())
-    }
+    skipped = {os.path.relpath(path, data) for path in json.loads((training / SKIPPED).read_text())}
     kept = [path for path in paths if os.path.relpath(path, data) not in skipped]
     return bool(digest == names_digest(kept, data))
 
 
 def _record(model: Path) -> tuple[Any, ...]:
-    record = yaml.safe_load((model / "training" / "config.yaml").read_text(encoding="utf-8"))
+    record = yaml.safe_load((model / TRAINING / SETTINGS).read_text(encoding="utf-8"))
     return tuple(record[name] for name in ("data", "val_fraction", "seed"))

@@ -18,7 +18,7 @@ from knownot.core.metrics import fpr95
 from knownot.data.image_folder import PhotoSet, Splits, names_digest, read_splits
 from knownot.data.thumbnails import FOLDER, write_thumbnails
 from knownot.errors import ConfigError, DataError
-from knownot.evaluation.evaluate import binomial_interval
+from knownot.evaluation.measures import binomial_interval
 from knownot.models.backbones import create_backbone, feature_width, is_pretrained
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.earlier_map import find_earlier_map

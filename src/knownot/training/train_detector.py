@@ -19,7 +19,7 @@ from knownot.data.detection_set import DetectionSet
 from knownot.errors import ConfigError, DataError, TrainingError
 from knownot.evaluation.box_metrics import best_f1_threshold, mean_average_precision
 from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object
-from knownot.evaluation.evaluate import binomial_interval
+from knownot.evaluation.measures import binomial_interval
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, load, save
@@ -32,7 +32,12 @@ from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
 from knownot.training.plan import make_detection_plan
 from knownot.training.ranks import Ranks, check_shares, find_ranks
-from knownot.training.result import TrainResult, held_out_digest, write_training_files
+from knownot.training.result import (
+    TRAINING,
+    TrainResult,
+    held_out_digest,
+    write_training_files,
+)
 from knownot.training.run_folder import RunFolder
 
 # Training photos that the feature scores are fitted on: more make them no better.
@@ -114,8 +119,8 @@ def _train(
     model.card = model_card(model, metrics)
 
     def add_training_files(folder: Path) -> None:
-        write_training_files(folder / "training", config, metrics, skipped)
-        run.copy_logs(folder / "training")
+        write_training_files(folder / TRAINING, config, metrics, skipped)
+        run.copy_logs(folder / TRAINING)
 
     save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
     run.remove()
