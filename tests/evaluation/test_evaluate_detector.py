@@ -175,6 +175,22 @@ def test_what_is_wrong_with_the_annotations_of_an_ood_set_is_told(
     assert "odd.json" in problem
 
 
+def test_a_category_spelt_all_but_as_a_class_is_told(
+    model: UnknownAwareDetector, scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").symlink_to(scenes / "images")
+    annotations = json.loads((scenes / "annotations" / "ood.json").read_text())
+    known = model.classes[0]
+    annotations["categories"].append({"id": 99, "name": f" {known.title()}"})
+    annotations["annotations"][0]["category_id"] = 99
+    ood = tmp_path / "annotations" / "odd.json"
+    ood.write_text(json.dumps(annotations))
+    (problem,) = evaluate_detector(model, scenes, [ood]).summary["problems"]
+    assert problem.startswith("category nearly a class: ")
+    assert f"' {known.title()}' counts as unknown, the detector's class is '{known}'" in problem
+
+
 def test_no_box_at_all_leaves_numbers_out(model: UnknownAwareDetector, scenes: Path) -> None:
     ood = scenes / "annotations" / "ood.json"
     report = evaluate_detector(model, scenes, [ood], box_threshold=1.01)

@@ -116,9 +116,10 @@ def _print(report: Report | DetectionReport) -> None:
     out = stdout()
     for line in _known(summary):
         out.print(line, soft_wrap=True)
-    for what, name in (("skipped", "unreadable photo(s)"), ("problems", "wrong annotation(s)")):
+    told = {"skipped": "unreadable photo(s) left out", "problems": "problem(s) in annotations"}
+    for what, text in told.items():
         if summary.get(what):
-            stderr().print(f"[yellow]left out[/] {len(summary[what])} {name}, see report")
+            stderr().print(f"[yellow]note:[/] {len(summary[what])} {text}, see the report")
     if not summary["ood"]:
         return
     out.print(_deciding_score(summary))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from knownot.core.calibration import flagged
 from knownot.core.metrics import fpr95
+from knownot.data.box_checks import problem
 from knownot.data.detection_folder import looks_like_detection, read_detection
 from knownot.data.detection_set import DetectionSet, Objects
 from knownot.data.image_folder import list_photos
@@ -199,7 +200,23 @@ def _ood_set(path: Path, classes: list[str]) -> DetectionSet:
     known = [classes.index(name) if name in classes else -1 for name in photos.classes]
     of_model = torch.tensor([*known, -1])
     objects = [Objects(o.boxes, of_model[o.labels], o.ignore) for o in photos.objects]
-    return DetectionSet(photos.paths, objects, photos.classes, photos.problems)
+    problems = [*photos.problems, *_nearly_known(photos.classes, classes, path)]
+    return DetectionSet(photos.paths, objects, photos.classes, problems)
+
+
+def _nearly_known(names: list[str], classes: list[str], source: Path) -> list[str]:
+    """A sentence for each annotated category that is spelt all but as a class."""
+    plain = {name.strip().casefold(): name for name in classes}
+    return [
+        problem(
+            "category nearly a class",
+            str(source),
+            f"{name!r} counts as unknown, the detector's class is {plain[name.strip().casefold()]!r}; "
+            "name it so if it is the same",
+        )
+        for name in names
+        if name not in classes and name.strip().casefold() in plain
+    ]
 
 
 def _fill(
