@@ -103,6 +103,49 @@ def test_a_score_of_ones_own_is_measured_beside_the_others(
     assert load_config(str(settings)).own_scores == changed.config.own_scores
 
 
+def test_a_score_changes_nothing_that_others_read_and_sees_no_label(
+    place: Workplace, tmp_path: Path
+) -> None:
+    spoiling = """\
+def energy(fitted):
+    fitted.model.head.weight.data.zero_()
+    fitted.train.logits.zero_()
+    def scorer(arrays):
+        assert (arrays.labels == -1).all()
+        return arrays.logits.mul_(0).sum(1) + arrays.features.zero_().sum(1)
+    return scorer
+
+
+"""
+    confidence = CODE[CODE.index("def confidence") :]
+    (tmp_path / "mine.py").write_text(spoiling + confidence)
+    text = SETTINGS.replace("[energy, own-energy,", "[own-energy, energy, msp, MSP,")
+    (tmp_path / "own.yaml").write_text(text)
+    result = run_benchmark(again(tmp_path))
+    assert not result.failed
+    assert set(values(place, "own-energy")) == {1.0, 0.5, *values(place, "own-energy")}
+    assert values(place, "confidence") == values(place, "msp") == values(place, "MSP")
+    assert values(place, "energy") != values(place, "own-energy")
+
+
+def test_each_folder_has_its_own_helpers_and_a_changed_one_is_another_score(
+    place: Workplace, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.py").write_text(CODE)
+    (other / "helper.py").write_text("TEMPERATURE = -1.0\n")
+    text = SETTINGS.replace("confidence: mine.py:confidence", "confidence: other/mine.py:energy")
+    (tmp_path / "own.yaml").write_text(text)
+    run_benchmark(again(tmp_path))
+    here, there = values(place, "own-energy"), values(place, "confidence")
+    assert here != there
+    (tmp_path / "helper.py").write_text("TEMPERATURE = -1.0\n")
+    (tmp_path / "out" / "results.csv").unlink()
+    run_benchmark(again(tmp_path))
+    assert values(place, "own-energy") == there == values(place, "confidence")
+
+
 def test_the_example_of_the_page_runs(place: Workplace, tmp_path: Path) -> None:
     page = DOCS / "benchmark.md"
     (code,) = blocks(page, "python")
@@ -119,7 +162,11 @@ def test_the_example_of_the_page_runs(place: Workplace, tmp_path: Path) -> None:
     ("code", "reason"),
     [
         ("def energy(fitted):\n    return lambda arrays: arrays.logits\n", "one number for each"),
-        ("def energy(fitted):\n    raise RuntimeError('no idea')\n", "no idea"),
+        (
+            "def energy(fitted):\n    raise ZeroDivisionError('no idea')\n",
+            "ZeroDivisionError: no idea (line 2)",
+        ),
+        ("def energy(fitted):\n    raise SystemExit(3)\n", "SystemExit: 3 (line 2)"),
         (
             "def energy(fitted):\n    return lambda arrays: arrays.logits[:, 0] * float('nan')\n",
             "scores of known are NaN",
@@ -143,6 +190,7 @@ def test_one_that_fails_does_not_lose_the_others(
         ("import absent_module\n", "fails: ModuleNotFoundError"),
         ("energy = 3\ndef confidence(fitted): ...\n", "has no function energy"),
         ("def energy(", "fails: SyntaxError"),
+        ("raise SystemExit(3)", r"fails: SystemExit: 3 \(line 1\)"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_before_anything_is_trained(

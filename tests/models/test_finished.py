@@ -57,24 +57,93 @@ def test_the_last_linear_layer_of_any_module_is_its_head() -> None:
     assert whole.training
 
 
+class Cosine(nn.Linear):
+    """A linear layer that is none."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(features, nn.functional.normalize(self.weight))
+
+
+def hooked(layer: nn.Linear) -> nn.Linear:
+    layer.register_forward_hook(lambda module, inputs, output: output * 0.5)
+    return layer
+
+
+def twice(layer: nn.Linear) -> nn.Module:
+    return nn.Sequential(tiny_backbone(), layer, nn.ReLU(), layer)
+
+
 @pytest.mark.parametrize(
     "whole",
     [
         nn.Sequential(tiny_backbone(), nn.Linear(8, 3), nn.Softmax(1)),
         nn.Sequential(nn.Linear(SIZE, SIZE), tiny_backbone()),
         tiny_backbone(),
-        nn.Linear(3, 3),
+        nn.Sequential(tiny_backbone(), Cosine(8, 3)),
+        nn.Sequential(tiny_backbone(), hooked(nn.Linear(8, 3))),
+        twice(nn.Linear(8, 8)),
     ],
-    ids=["softmax behind", "linear first", "no linear", "only linear"],
+    ids=["softmax", "linear first", "no linear", "own forward", "hook", "used twice"],
 )
-def test_a_network_without_a_linear_end_is_refused(whole: nn.Module) -> None:
-    with pytest.raises(ConfigError, match="linear layer"):
+def test_a_network_without_a_plain_linear_end_is_refused(whole: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="not the output of a plain linear layer"):
         split_head(whole, SIZE)
 
 
-def test_a_network_with_two_heads_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no single linear layer"):
-        split_head(network(arch="deit_tiny_distilled_patch16_224"))
+def test_what_makes_no_logits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected logits \(N, K\), got Tensor"):
+        split_head(nn.Linear(SIZE, SIZE), SIZE)
+    with pytest.raises(ConfigError, match="got tuple; wrap it"):
+        split_head(nn.Sequential(tiny_backbone(), nn.LSTM(8, 3)), SIZE)
+    with pytest.raises(ConfigError, match="image_size: the backbone takes no images of 64"):
+        split_head(network(arch="vit_tiny_patch16_224"), 64)
+
+
+def test_a_network_with_two_heads_is_refused(tmp_path: Path) -> None:
+    arch = "deit_tiny_distilled_patch16_224"
+    with pytest.raises(ConfigError, match="not the output of a plain linear layer"):
+        split_head(network(arch=arch))
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match="several last layers, head, head_dist"):
+        finished_network(arch, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_number_formats_become_float32(dtype: torch.dtype) -> None:
+    whole = network().to(dtype)
+    backbone, head = split_head(whole, SIZE)
+    assert {p.dtype for p in (*backbone.parameters(), *head.parameters())} == {torch.float32}
+    assert next(whole.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_a_wrapped_network_is_the_network(wrap: Any) -> None:
+    whole = network()
+    names = set(split_head(whole, SIZE)[0].state_dict())
+    assert set(split_head(wrap(whole), SIZE)[0].state_dict()) == names
+
+
+def test_a_head_whose_weights_are_computed_becomes_a_plain_one() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    _, head = split_head(nn.Sequential(tiny_backbone(), layer), SIZE)
+    assert type(head) is nn.Linear
+    turned = in_order_of(head, ["b", "c", "a"], ["a", "b", "c"])
+    torch.testing.assert_close(turned.weight, layer.weight[[2, 0, 1]])
+
+
+def test_a_head_that_is_registered_first_is_found() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.top = nn.Linear(4, 3)
+            self.body = nn.Sequential(tiny_backbone(), nn.Linear(8, 4))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.top(self.body(images))
+
+    backbone, head = split_head(HeadFirst(), SIZE)
+    assert head.in_features == 4
+    assert isinstance(backbone.top, nn.Identity)
 
 
 def save_as(kind: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
@@ -84,6 +153,10 @@ def save_as(kind: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
     elif kind == "lightning":
         nested = {"epoch": 3, "state_dict": {f"model.{k}": v for k, v in state.items()}}
         torch.save(nested, path)
+    elif kind in ("model", "model_state_dict", "model_ema"):
+        torch.save({"epoch": 3, kind: state}, path)
+    elif kind == "without counters":
+        torch.save({k: v for k, v in state.items() if "num_batches" not in k}, path)
     elif kind == "DistributedDataParallel":
         torch.save({f"module.{k}": v for k, v in state.items()}, path)
     else:
@@ -91,11 +164,17 @@ def save_as(kind: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors", "lightning", "DistributedDataParallel"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("pth", "safetensors", "lightning", "DistributedDataParallel"),
+        *("model", "model_state_dict", "model_ema", "without counters"),
+    ],
+)
 def test_weights_files_of_all_kinds(kind: str, tmp_path: Path) -> None:
     whole = network()
     path = save_as(kind, whole.state_dict(), tmp_path)
-    read, preprocessing = finished_network(ARCH, str(path), 3)
+    read, preprocessing = finished_network(ARCH, str(path))
     images = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
         assert torch.equal(read.eval()(images), whole(images))
@@ -106,30 +185,44 @@ def test_what_is_no_finished_classifier_is_refused(tmp_path: Path) -> None:
     whole = network()
     state = whole.state_dict()
     path = str(save_as("pth", state, tmp_path))
-    with pytest.raises(ConfigError, match="3 classes apart, the photos are of 2"):
-        finished_network(ARCH, path, 2)
-    with pytest.raises(ModelFileError, match="does not fit this architecture"):
-        finished_network("resnet18", path, 3)
-    with pytest.raises(ModelFileError, match=r"no last layer \(classifier.weight\)"):
-        finished_network("mobilenetv3_small_050", path, 3)
+    for arch in ("resnet18", "mobilenetv3_small_050"):
+        with pytest.raises(ModelFileError, match="does not fit this architecture"):
+            finished_network(arch, path)
     with pytest.raises(ConfigError, match="is no file"):
-        finished_network(ARCH, str(tmp_path / "absent.pth"), 3)
+        finished_network(ARCH, str(tmp_path / "absent.pth"))
     with pytest.raises(ConfigError, match="no finished classifier"):
-        finished_network(ARCH, "none", 3)
+        finished_network(ARCH, "none")
     with pytest.raises(ConfigError, match="no package ships"):
-        finished_network(ARCH, "pypi", 1000)
+        finished_network(ARCH, "pypi")
     with pytest.raises(ConfigError, match="timm has no model"):
-        finished_network("resnet10x", path, 3)
+        finished_network("resnet10x", path)
     torch.save({k: v for k, v in state.items() if not k.startswith("fc")}, path)
-    with pytest.raises(ModelFileError, match="no last layer"):
-        finished_network(ARCH, path, 3)
+    with pytest.raises(ModelFileError, match=r"without its last layer \(fc.weight\)"):
+        finished_network(ARCH, path)
     torch.save([state], path)
     with pytest.raises(ModelFileError, match="expected tensors by name"):
-        finished_network(ARCH, path, 3)
+        finished_network(ARCH, path)
+    torch.save(whole, path)
+    with pytest.raises(ModelFileError, match=r"holds more than tensors.*: torch\.save"):
+        finished_network(ARCH, path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("state_dict", "state_dict_ema"), ("model", "model_ema")]
+)
+def test_a_checkpoint_of_two_networks_is_refused(first: str, second: str, tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save({first: state, second: state}, tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match=f"several networks, {first}, {second}; save the one"):
+        finished_network(ARCH, str(tmp_path / "w.pth"))
+    both = {f"{name}.{k}": v for name in ("teacher", "student") for k, v in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match=r"several networks, teacher\., student\."):
+        finished_network(ARCH, str(tmp_path / "w.pth"))
 
 
 def test_the_packaged_classifier_of_imagenet_is_a_finished_one() -> None:
-    whole, _ = finished_network("tf_efficientnet_lite0", "auto", 1000)
+    whole, _ = finished_network("tf_efficientnet_lite0", "auto")
     backbone, head = split_head(whole)
     assert head.out_features == 1000
     assert head.in_features == 1280 == backbone.num_features

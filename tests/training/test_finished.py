@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.finished import split_head
 from knownot.models.model_folder import load
 from knownot.training.config import make_config
+from knownot.training.fit import Silent
 from knownot.training.train import train
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy, tiny_backbone
 from tests.pages import run_page
@@ -110,6 +112,36 @@ def test_outputs_in_another_order_are_told_and_can_be_named(
     with pytest.raises(ConfigError, match=f"--outputs '{names}'"):
         train(named.model_copy(update={"outputs": tuple(wrong.split(",")), "overwrite": True}))
     assert load(tmp_path / "m").predict(noisy(COLOURS["red"], 1))[0].nearest_class == "red"
+
+
+def test_a_network_of_other_classes_is_refused(photos: Path, tmp_path: Path) -> None:
+    for outputs in (1, 3):
+        whole = nn.Sequential(tiny_backbone(), nn.Linear(8, outputs))
+        with pytest.raises(ConfigError, match=f"{outputs} classes apart, the photos are of 2"):
+            train(finished(photos, tmp_path / "m"), backbone=whole)
+
+
+def test_photos_that_it_was_trained_on_are_no_judge(photos: Path, tmp_path: Path) -> None:
+    plans = []
+
+    class Plans(Silent):
+        def plan(self, plan) -> None:
+            plans.append(plan)
+
+    whole = nn.Sequential(tiny_backbone(), nn.Linear(8, 2)).eval()
+    for number, data in enumerate((photos / "train", photos)):
+        config = finished(data, tmp_path / f"{number}")
+        with suppress(ConfigError):  # an untrained network may seem to have its outputs turned
+            train(config, Plans(), backbone=whole)
+    told = ["photos that it never saw" in " ".join(plan.notes) for plan in plans]
+    assert told == [True, False]
+    assert plans[0].steps == 0
+    assert plans[0].summary == "custom, nothing trained"
+
+
+def test_names_with_commas_stand_in_quotes() -> None:
+    config = make_config({"data": "p", "finetune": "none", "outputs": 'dog,"cat, tabby"'})
+    assert config.outputs == ("dog", "cat, tabby")
 
 
 def test_a_module_of_ones_own_is_a_finished_classifier_too(photos: Path, tmp_path: Path) -> None:

@@ -213,7 +213,12 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
     try:
         return BenchmarkConfig(**values)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        problems = (
+            f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}".removeprefix(
+                ": "
+            )
+            for p in error.errors()
+        )
         raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from knownot.errors import ConfigError, ModelFileError
+from knownot.errors import ConfigError
 from knownot.models.modes import evaluating
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.weights_file import load_weights, read_weights
 
 DEFAULT = "tf_efficientnet_lite0"
 # Backbones whose ImageNet weights come with a package from the package index: no network needed.
@@ -124,22 +124,31 @@ def feature_width(backbone: nn.Module, image_size: int) -> int:
         ConfigError: If it takes no such images, or makes something else of them.
     """
     probe = next(backbone.parameters(), torch.zeros(()))
-    try:
-        with evaluating(backbone), torch.no_grad():
-            features = backbone(probe.new_zeros(2, 3, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        own = getattr(backbone, "default_cfg", {}).get("input_size", (3, None))[-1]
-        remedy = f"its own are of {own}" if own else "give another size"
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"image_size: the backbone takes no images of {image_size} pixels ({reason}); {remedy}"
-        ) from error
+    features = outputs_of(backbone, probe.new_zeros(2, 3, image_size, image_size))
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         found = tuple(getattr(features, "shape", ())) or type(features).__name__
         raise ConfigError(
             f"backbone: expected features of shape (N, D), got {found}; add pooling and flattening"
         )
     return int(features.shape[1])
+
+
+def outputs_of(network: nn.Module, images: torch.Tensor) -> Any:
+    """What a network makes of images (N, 3, S, S), in evaluation mode.
+
+    Raises:
+        ConfigError: If it takes no images of that size.
+    """
+    try:
+        with evaluating(network), torch.no_grad():
+            return network(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        own = getattr(network, "default_cfg", {}).get("input_size", (3, None))[-1]
+        remedy = f"its own are of {own}" if own else "give another size"
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"image_size: the backbone takes no images of {images.shape[-1]} pixels ({reason}); {remedy}"
+        ) from error
 
 
 def batch_norms(backbone: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -179,59 +188,3 @@ def packaged_network(architecture: str) -> Any:
         raise ConfigError("weights: the installed weights package does not fit this timm version")
     model.load_state_dict(dict(zip(names, state.values(), strict=True)))
     return model
-
-
-def read_weights(path: Path, names: Collection[str]) -> dict[str, Any]:
-    """The tensors of a .safetensors or .pth file by name; nothing in it is unpickled but tensors.
-
-    Args:
-        path: The file; a checkpoint with a `state_dict` inside is one too.
-        names: What a network calls its tensors. What a wrapper or a Lightning module puts before the names
-            of all (`module.`, `model.`) is taken off.
-
-    Raises:
-        ConfigError: If there is no such file.
-        ModelFileError: If it holds no tensors by name.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f'weights: {path} is no file; expected "auto", "pypi", "hub", "none" or one'
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelFileError(f"{path}: not a readable weights file ({error})") from None
-    if not isinstance(state, dict):
-        raise ModelFileError(
-            f"{path}: expected tensors by name, a state_dict, got a {type(state).__name__}"
-        )
-    nested = state.get("state_dict", state)
-    state = nested if isinstance(nested, dict) else state
-    first = next(iter(names), "")
-    longer = next((str(k) for k in state if str(k).endswith(f".{first}")), first)
-    prefix = "" if first in state else longer.removesuffix(first)
-    return {str(k).removeprefix(prefix): v for k, v in state.items()}
-
-
-def load_weights(network: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Give a network all its tensors from those of a file; what else is there is left alone.
-
-    Raises:
-        ModelFileError: If one is missing or of another shape.
-    """
-    own = network.state_dict()
-    fitting = {
-        k: v for k, v in state.items() if k in own and getattr(v, "shape", None) == own[k].shape
-    }
-    missing = [k for k in own if k not in fitting]
-    if missing:
-        raise ModelFileError(
-            f"{path}: does not fit this architecture; {len(missing)} of {len(own)} tensors are "
-            f"missing or of another shape, first {missing[0]}"
-        )
-    network.load_state_dict(fitting)

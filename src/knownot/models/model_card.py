@@ -47,7 +47,7 @@ def _header(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
     return ModelCardData(
         library_name="knownot",
         pipeline_tag=task,
-        tags=_TAGS,
+        tags=_TAGS if model.vos_settings.weight else _TAGS[:-1],
         model_name="knownot" if results else None,
         eval_results=results or None,
     ).to_yaml()

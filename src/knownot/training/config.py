@@ -5,6 +5,7 @@ One set for each task: `TrainConfig` for classifiers, `DetectionConfig` for dete
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -232,7 +233,8 @@ class TrainConfig(CommonConfig):
     @field_validator("outputs", "mean", "std", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        # As a line of CSV: a name with a comma stands in double quotes.
+        return next(csv.reader([value], skipinitialspace=True)) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

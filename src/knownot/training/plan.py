@@ -56,6 +56,13 @@ def make_plan(
 ) -> Plan:
     """The plan of training a classifier; `splits` holds the photos that can be read."""
     steps = training_steps(len(splits.train), config)
+    notes = splits.warnings
+    if config.finetune == "none" and any("no val/" in text for text in notes):
+        notes = [
+            *notes,
+            "if the network was trained on these photos, new ones of its classes are called unknown too "
+            "often: put photos that it never saw into val/<class>/",
+        ]
     ways = {"head": "head trained", "all": "all trained", "none": "nothing trained"}
     return _plan(
         model,
@@ -66,7 +73,7 @@ def make_plan(
         steps,
         config,
         device,
-        splits.warnings,
+        notes,
     )
 
 

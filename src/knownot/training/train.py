@@ -164,15 +164,19 @@ def _build(
     architecture, preprocessing = "custom", Preprocessing()
     if backbone is None:
         architecture = config.arch
-        create = create_backbone
-        if config.finetune == "none":
-            create = partial(finished_network, num_classes=len(classes))
+        create = finished_network if config.finetune == "none" else create_backbone
         backbone, preprocessing = create(config.arch, config.weights)
     said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
     preprocessing = preprocessing.model_copy(update=said)
     head = None
     if config.finetune == "none":
         backbone, head = split_head(backbone, preprocessing.image_size)
+        if head.out_features != len(classes):
+            raise ConfigError(
+                f"weights: the network of {config.weights} tells {head.out_features} classes apart, the "
+                f"photos are of {len(classes)}; each of its classes needs a folder, and a network of "
+                "your own --weights FILE"
+            )
         head = in_order_of(head, config.outputs or classes, classes)
     width = feature_width(backbone, preprocessing.image_size)
     bottleneck = config.bottleneck_for(width)
@@ -278,9 +282,10 @@ def _check_order(
         for found in (predicted, torch.tensor(order)[predicted])
     ]
     names = [model.classes[order[model.classes.index(n)]] for n in outputs or model.classes]
+    listed = ",".join(f'"{name}"' if "," in name else name for name in names)
     raise ConfigError(
         f"outputs: the network is right about {right[0]} of the training photos if its outputs stand for "
-        f"{', '.join(outputs or model.classes)}, about {right[1]} with --outputs '{','.join(names)}'"
+        f"{', '.join(outputs or model.classes)}, about {right[1]} with --outputs '{listed}'"
     )
 
 
