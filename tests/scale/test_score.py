@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from knownot.errors import MissingExtraError, ScoringError
 from knownot.runtime import OnnxClassifier
+from knownot.scale.parts import Parts
 from knownot.scale.score import _digest, require_ray, score_photos
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
 from tests.helpers import COLOURS, UNKNOWN_COLOUR, noisy
@@ -198,6 +200,44 @@ def test_an_interrupted_job_continues(
     summary = score_photos(photos=photos, **job)
     assert (summary.photos, summary.continued, summary.errors) == (24, 6, 0)
     assert [row["path"] for row in rows_of(output)] == photos
+
+
+def test_a_changed_photo_is_scored_anew_and_stale_parts_are_not_joined(
+    exported_file: Path, photos: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.parquet"
+    job: dict[str, Any] = {"model": exported_file, "output": output, "part_size": 6, "workers": 1}
+    job["photos"] = photos
+    with pytest.raises(KeyboardInterrupt):
+        score_photos(progress=at_first_part(lambda: os.kill(os.getpid(), signal.SIGINT)), **job)
+    (part,) = Path(f"{output}.parts").glob("0*.parquet")
+    changed, other = (row["path"] for row in rows_of(part)[:2])
+    shutil.copyfile(other, changed)
+    os.utime(changed, ns=(1, 1))  # of the same size it would be seen by its time
+    summary = score_photos(**job)
+    assert summary.continued == 0
+    rows = {row["path"]: row for row in rows_of(output)}
+    assert rows[changed]["ood_score"] == rows[other]["ood_score"]
+
+    # Without its description a folder is no job: its parts are of anyone.
+    output.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        score_photos(progress=at_first_part(lambda: os.kill(os.getpid(), signal.SIGINT)), **job)
+    Path(f"{output}.parts", "job.json").unlink()
+    assert score_photos(alpha=0.99, **job).continued == 0
+    assert all(row["is_unknown"] for row in rows_of(output) if row["p_value"] < 0.99)
+
+
+def test_two_processes_do_not_write_one_output(
+    exported_file: Path, photos: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.parquet"
+    with (
+        Parts(output, photos, 6).alone(),
+        pytest.raises(ScoringError, match="another process is writing it"),
+    ):
+        score_photos(exported_file, photos, output)
+    assert list(tmp_path.glob("scores*")) == []
 
 
 def test_a_job_goes_on_with_its_own_model_of_the_hub_alone() -> None:

@@ -132,17 +132,21 @@ def test_dropped_photos_are_known_or_unknown(opened: Opened, site: Running) -> N
 
 def test_history_is_downloaded(opened: Opened, tmp_path: Path) -> None:
     page = opened()
-    drop(page, ('=a,"b".png', RED), ("blue.png", BLUE))
-    page.locator(".card").nth(1).wait_for()
+    drop(page, ('=a,"b".png', RED), ("torn.png", RED[: len(RED) // 2]), ("blue.png", BLUE))
+    page.locator(".card").nth(2).wait_for()
     for button, name in (("#save-json", "h.json"), ("#save-csv", "h.csv")):
         with page.expect_download() as download:
             page.locator(button).click()
         download.value.save_as(tmp_path / name)
     history = json.loads((tmp_path / "h.json").read_text())
     assert history["model"]["classes"] == list(COLOURS)
+    torn = history["answers"].pop(1)
+    assert (torn["name"], torn["error"]) == ("torn.png", "unreadable_photo")
     assert [answer["label"] for answer in history["answers"]] == ["red", "unknown"]
     with (tmp_path / "h.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert [row["error"] for row in rows] == ["", "unreadable_photo", ""]
+    assert rows.pop(1)["name"] == "torn.png"
     assert [row["name"] for row in rows] == ['\'=a,"b".png', "blue.png"]
     assert [float(r["p_value"]) for r in rows] == [a["p_value"] for a in history["answers"]]
     page.locator("#clear").click()
@@ -167,9 +171,10 @@ def test_errors_are_sentences_in_the_language(opened: Opened) -> None:
     for name, data in cases.items():
         drop(page, (f"{name}.png", data))
         expect(problem).to_contain_text(sentences[name])
-    assert not page.locator("#history").is_visible()
+    expect(page.locator(".card.failed")).to_have_count(len(cases))
     page.get_by_role("button", name="日本語").click()
     expect(problem).to_contain_text("0.29 MiB を超えています")
+    expect(page.locator(".card").first).to_contain_text("0.29 MiB を超えています")
     page.context.set_offline(True)
     drop(page, ("red.png", RED))
     expect(problem).to_contain_text("サービスに接続できません")
@@ -185,6 +190,11 @@ def test_what_goes_wrong_with_one_photo_stays_to_be_read(opened: Opened) -> None
     drop(page, ("torn.png", RED[: len(RED) // 2]), ("red.png", RED))
     expect(page.locator("#label")).to_have_text("red")
     expect(problem).to_contain_text("torn.png: ")
+    page.locator(".card.failed").click()  # it is kept beside the others
+    expect(problem).to_contain_text("damaged")
+    page.locator(".card").first.click()
+    expect(page.locator("#label")).to_have_text("red")
+    assert not problem.is_visible()
     page.route("**/predict", lambda route: route.fulfill(body="<p>Please log in</p>"))
     drop(page, ("portal.png", RED))
     expect(problem).to_contain_text("cannot be reached")

@@ -12,16 +12,20 @@ is lost and none doubled. All are joined to one file at the end, in the order of
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from knownot.data.kept_files import write_whole
-from knownot.errors import ScoringError
+from knownot.errors import DataError, ScoringError
 
 ROWS = pa.schema(
     [
@@ -34,6 +38,7 @@ ROWS = pa.schema(
     ]
 )
 _PARTS_JOINED_AT_ONCE = 64
+_STATE = "state of the photos"  # in the metadata of a part
 
 
 class Parts:
@@ -56,6 +61,7 @@ class Parts:
         self._photos = photos
         self._size = size
         self._description = self.folder / "job.json"
+        self._states: dict[int, list[str]] = {}  # of the photos of parts to be done, before
 
     def __len__(self) -> int:
         return -(-len(self._photos) // self._size)
@@ -63,6 +69,32 @@ class Parts:
     def photos(self, number: int) -> list[str]:
         """Photos of a part."""
         return self._photos[number * self._size : (number + 1) * self._size]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process works on the same output.
+
+        Raises:
+            DataError: If the folder cannot be written.
+            ScoringError: If one does.
+        """
+        lock = FileLock(self.folder / "lock", blocking=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise ScoringError(
+                f"{self.output}: another process is writing it; wait for its end, or choose another name "
+                "with -o"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            if not self._description.exists():  # nothing was begun
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def begun(self, job: dict[str, Any]) -> bool:
         """Whether an earlier run has begun the same job.
@@ -84,13 +116,17 @@ class Parts:
         return True
 
     def begin(self, job: dict[str, Any], model: Path) -> None:
-        """Make the folder, with a copy of the exported model."""
+        """Make the folder, with a copy of the exported model; parts of another job go."""
+        for part in self.folder.glob("[0-9]*.parquet"):
+            part.unlink()
         write_whole(self.model, lambda file: shutil.copyfile(model, file))
         write_whole(self._description, lambda file: file.write_text(json.dumps(job, indent=1)))
 
     def missing(self) -> list[int]:
-        """Parts that are not done."""
-        return [number for number in range(len(self)) if not self._is_done(number)]
+        """Parts that are not done, or hold photos that have changed since."""
+        missing = [number for number in range(len(self)) if not self._is_done(number)]
+        self._states = {number: self._state(number) for number in missing}
+        return missing
 
     def write(self, number: int, rows: pa.Table) -> None:
         """Keep the rows of a part.
@@ -98,7 +134,9 @@ class Parts:
         Raises:
             DataError: If they cannot be written.
         """
-        write_whole(self._file(number), lambda file: pq.write_table(rows, file))
+        state = json.dumps(self._states.get(number) or self._state(number))
+        described = rows.replace_schema_metadata({_STATE: state})
+        write_whole(self._file(number), lambda file: pq.write_table(described, file))
 
     def join(self) -> tuple[int, int]:
         """Write the output from all parts, in order, and remove the folder.
@@ -127,11 +165,27 @@ class Parts:
 
     def _read(self, number: int) -> pa.Table:
         with pq.ParquetFile(self._file(number)) as file:
-            return file.read()
+            return file.read().replace_schema_metadata(None)
 
     def _is_done(self, number: int) -> bool:
         try:  # after a power cut a file may be there, and empty
-            rows: int = pq.read_metadata(self._file(number)).num_rows
+            found = pq.read_metadata(self._file(number))
         except (OSError, pa.ArrowException):
             return False
-        return rows == len(self.photos(number))
+        if found.num_rows != len(self.photos(number)):
+            return False
+        before = json.loads((found.metadata or {}).get(_STATE.encode(), b"null"))
+        now = self._state(number)
+        return before is None or all(b == n or not n for b, n in zip(before, now, strict=True))
+
+    def _state(self, number: int) -> list[str]:
+        """Size and time of change of each photo; empty of one elsewhere, or not there any more."""
+        return [_state_of(photo) for photo in self.photos(number)]
+
+
+def _state_of(photo: str) -> str:
+    try:
+        found = os.stat(photo)
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"

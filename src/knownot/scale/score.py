@@ -87,8 +87,8 @@ def score_photos(
     Raises:
         ConfigError: If a setting is out of range, or the model has no such score.
         DataError: If the output is there or cannot be written, or there is no photo.
-        ScoringError: If the job was begun with another model, photos or settings, Ray cannot be
-            started, or a store does not answer.
+        ScoringError: If the job was begun with another model, photos or settings, another process works
+            on it, Ray cannot be started, or a store does not answer.
         MissingExtraError: If Ray is not installed.
     """
     require_ray()
@@ -100,27 +100,24 @@ def score_photos(
         raise DataError("photos: there is none to score")
     parts = Parts(_free(Path(output)), photos, part_size)
     settings: dict[str, Any] = {"score": score, "alpha": alpha}
-    job = {
-        "model": _digest(Path(model)),
-        "photos": _digest_of_names(photos),
-        "part_size": part_size,
-    }
-    job |= settings
-    if not parts.begun(job):
-        with exported_file(model, "scoring with") as file:
-            OnnxClassifier(file, threads=1).predict([], **settings)  # it refuses wrong ones
-            parts.begin(job, file)
-    missing = parts.missing()
-    todo = sum(len(parts.photos(number)) for number in missing)
-    progress(len(photos) - todo)
-    start = time.perf_counter()
-    if missing:
-        with _connected(address, workers or usable_cores()) as cores:
-            for number, rows in _answered(parts, missing, settings, workers or cores):
-                parts.write(number, rows)
-                progress(len(rows))
-    seconds = time.perf_counter() - start
-    unknown, errors = parts.join()
+    names = {"model": _digest(Path(model)), "photos": _digest_of_names(photos)}
+    job = {**names, "part_size": part_size, **settings}
+    with parts.alone():
+        if not parts.begun(job):
+            with exported_file(model, "scoring with") as file:
+                OnnxClassifier(file, threads=1).predict([], **settings)  # it refuses wrong ones
+                parts.begin(job, file)
+        missing = parts.missing()
+        todo = sum(len(parts.photos(number)) for number in missing)
+        progress(len(photos) - todo)
+        start = time.perf_counter()
+        if missing:
+            with _connected(address, workers or usable_cores()) as cores:
+                for number, rows in _answered(parts, missing, settings, workers or cores):
+                    parts.write(number, rows)
+                    progress(len(rows))
+        seconds = time.perf_counter() - start
+        unknown, errors = parts.join()
     return ScoreSummary(
         str(output), len(photos), unknown, errors, len(photos) - todo, round(seconds, 2)
     )
@@ -153,10 +150,20 @@ def _digest_of_names(photos: list[str]) -> str:
     names = "\0".join(name if is_remote(name) else os.path.abspath(name) for name in photos)
     try:
         return hashlib.sha256(names.encode()).hexdigest()
-    except UnicodeEncodeError as error:
-        start = names.rfind("\0", 0, error.start) + 1
-        name = names[start:].split("\0", 1)[0]
-        raise DataError(f"{name!r}: is not UTF-8, which parquet needs; rename it") from None
+    except UnicodeEncodeError:
+        wrong = [name for name in photos if not _is_utf8(name)]
+        more = f" (and {len(wrong) - 1} others)" if wrong[1:] else ""
+        raise DataError(
+            f"{wrong[0]!r}{more}: is not UTF-8, which parquet needs; rename it"
+        ) from None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -43,6 +43,8 @@ async function askOne(blob, name, failed) {
     chosenBox = firstOfInterest(entry.answer.boxes);
   } catch (error) {
     fail(error, name);
+    entry.error = error.code === "wrong_key" ? null : problem;
+    if (entry.error !== null) remember(entry);
   } finally {
     asking = false;
     draw();
@@ -66,7 +68,7 @@ function fail(error, name = null) {
 }
 
 function show(entry) {
-  problem = null;
+  problem = entry.error ?? null;
   chosenBox = firstOfInterest(entry.answer?.boxes);
   shown = entry;
   $("#unshown").hidden = true;
@@ -83,8 +85,7 @@ function draw() {
   $("#drop").classList.toggle("busy", asking);
   $("#problem").hidden = problem === null;
   if (problem !== null) {
-    const { problems } = texts();
-    const text = (problems[problem.code] ?? problems.other)(namedIn(problem));
+    const text = problemText(problem);
     const another = problem.photo && problem.photo !== shown?.name;
     $("#problem").textContent = another ? `${problem.photo}: ${text}` : text;
   }
@@ -95,7 +96,7 @@ function draw() {
   if (answer !== null) drawAnswer(answer);
   drawOverlay();
   drawModel();
-  drawSession(shown, summary, (entry) => {
+  drawSession(shown, entrySummary, (entry) => {
     show(entry);
     draw();
     $("#answer").focus();
@@ -126,6 +127,16 @@ function drawAnswer(answer) {
     }),
   );
   drawSimilar(answer);
+}
+
+function problemText(problem) {
+  const { problems } = texts();
+  return (problems[problem.code] ?? problems.other)(namedIn(problem));
+}
+
+/** [text, is_unknown] of a photo's answer, or of what went wrong with it. */
+function entrySummary({ answer, error }) {
+  return answer === null ? [problemText(error), false] : summary(answer);
 }
 
 /** [text, is_unknown] of an answer. */

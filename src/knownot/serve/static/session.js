@@ -5,7 +5,7 @@ import { texts } from "./texts.js";
 const MOST = 200; // the photos stay in the browser's memory
 const COLUMNS = [
   "time", "name", "label", "is_unknown", "ood_score", "p_value", "nearest_class", "confidence",
-  "score", "alpha", "x1", "y1", "x2", "y2",
+  "score", "alpha", "x1", "y1", "x2", "y2", "error",
 ];
 
 const section = document.querySelector("#history");
@@ -23,20 +23,21 @@ export function forget() {
   entries = [];
 }
 
-/** Draw the cards; `summary` gives [text, is_unknown] of an answer, `open` is called on choice. */
+/** Draw the cards; `summary` gives [text, is_unknown] of an entry, `open` is called on choice. */
 export function drawSession(current, summary, open) {
   section.hidden = entries.length === 0;
   list.replaceChildren(
     ...entries.map((entry) => {
-      const [text, unknown] = summary(entry.answer);
+      const [text, unknown] = summary(entry);
       const card = document.createElement("button");
       card.type = "button";
-      card.className = unknown ? "card unknown" : "card";
+      card.className = entry.answer === null ? "card failed" : unknown ? "card unknown" : "card";
       card.setAttribute("aria-label", texts().said(entry.name, text));
       if (entry === current) card.setAttribute("aria-current", "true");
       const picture = document.createElement("img");
       picture.src = entry.url;
       picture.alt = "";
+      picture.onerror = () => picture.remove(); // the browser does not show every photo
       const label = document.createElement("span");
       label.textContent = text;
       card.append(picture, label);
@@ -48,16 +49,19 @@ export function drawSession(current, summary, open) {
   );
 }
 
-/** Everything the service answered, oldest first, with the model that did. */
+/** Everything that was asked, oldest first, with the model that answered. */
 export function asJson(model) {
   const { classes, alpha, threshold, default_score, versions } = model ?? {};
-  const answers = [...entries].reverse().map(({ time, name, answer }) => ({ time, ...answer, name }));
+  const answers = [...entries]
+    .reverse()
+    .map(({ time, name, answer, error }) => ({ time, ...answer, name, ...told(error) }));
   return JSON.stringify({ model: { classes, alpha, threshold, default_score, versions }, answers }, null, 2);
 }
 
 /** One row for each photo, or for each object of a detector's. */
 export function asCsv() {
-  const rows = [...entries].reverse().flatMap(({ time, name, answer }) => {
+  const rows = [...entries].reverse().flatMap(({ time, name, answer, error }) => {
+    if (answer === null) return [{ time, name, ...told(error) }];
     const photo = { time, name, score: answer.score, alpha: answer.alpha };
     if (answer.boxes === null) {
       return [{ ...answer, ...photo, nearest_class: answer.nearest[0]?.label }];
@@ -71,6 +75,9 @@ export function asCsv() {
     .map((cells) => cells.map(cell).join(",") + "\r\n")
     .join("");
 }
+
+/** What the service said of a photo that it did not answer for. */
+const told = (error) => (error ? { error: error.code } : {});
 
 function cell(value) {
   const text = String(value ?? "");
