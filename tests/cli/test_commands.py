@@ -222,6 +222,7 @@ def test_a_model_that_can_call_nothing_unknown_says_so(
     measure = ("evaluate", model, "--id", red.parent, "-o", tmp_path / "report")
     for args in (("predict", model, red), measure):
         assert said in " ".join(knownot_command(*args, "--alpha", "0.001").err.split())
+        assert said in " ".join(knownot_command(*args, "--alpha", "0.001", "--json").err.split())
         assert "nothing can be" not in knownot_command(*args).err
 
 

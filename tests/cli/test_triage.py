@@ -11,7 +11,7 @@ import pytest
 
 from knownot.data.image_folder import read_labelled
 from knownot.errors import ConfigError, DataError
-from knownot.evaluation.triage import copy_named, triage
+from knownot.evaluation.triage import copy_named, parsed_names, triage
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
 from tests.helpers import UNKNOWN_COLOUR, colour_folder, noisy
 
@@ -96,7 +96,9 @@ def test_what_cannot_be_named_is_refused(tmp_path: Path) -> None:
     for name in ("../bear", "", ".bear", "a/b", "unknown"):
         with pytest.raises(ConfigError, match="cannot be the name"):
             copy_named(tmp_path, {1: name}, tmp_path / "set")
-    with pytest.raises(ConfigError, match="no cluster 2"):
+    with pytest.raises(ConfigError, match="group 1 is named twice"):
+        parsed_names(["1=bear", "2=cow", "1=seal"])
+    with pytest.raises(ConfigError, match="no group 2"):
         copy_named(tmp_path, {2: "bear"}, tmp_path / "set")
     with pytest.raises(DataError, match="any more"):
         copy_named(tmp_path, {1: "bear"}, tmp_path / "set")

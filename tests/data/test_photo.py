@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from knownot.data.photo import MAX_PIXELS, open_photo, to_rgb
+from knownot.data.photo import MAX_PIXELS, open_photo, to_rgb, upright_size
 from knownot.errors import DataError
 from knownot.models.preprocessing import Preprocessing
 
@@ -186,6 +188,13 @@ def test_an_unreadable_photo_is_named_with_the_reason(tmp_path: Path, kind: str)
 def test_a_missing_photo_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jpg: no such file"):
         open_photo(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("read", [open_photo, upright_size])
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match=r"pipe\.jpg: is no regular file"):
+        read(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 8000), (300, 200), (8, 8)])

@@ -73,5 +73,7 @@ def test_a_strangers_folder_leads_nowhere(folder: Path) -> None:
 )
 def test_damaged_labels_are_refused(folder: Path, labels: str) -> None:
     (folder / "labels.json").write_text(labels)
-    with pytest.raises(ModelFileError, match=r"labels\.json: is missing or damaged; remove"):
+    with pytest.raises(
+        ModelFileError, match=r"labels\.json: is missing or damaged; expected the folder"
+    ):
         Thumbnails(folder, 2)

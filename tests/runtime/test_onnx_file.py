@@ -55,6 +55,9 @@ def test_damage_anywhere_is_noticed(exported_file: Path, tmp_path: Path) -> None
 
 
 def test_files_of_others_are_refused(exported_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"PK")
+    with pytest.raises(ModelFileError, match=r"which PyTorch alone runs; make an \.onnx file"):
+        OnnxClassifier(tmp_path / "model.pt2")
     with pytest.raises(ModelFileError, match=r"gone\.onnx: no such file"):
         OnnxClassifier(tmp_path / "gone.onnx")
     with pytest.raises(ModelFileError, match="cannot be read"):

@@ -180,14 +180,17 @@ def opened_by(process: psutil.Process) -> set[str]:
     return set()
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_continues(
-    exported_file: Path, photos: list[str], tmp_path: Path
+    exported_file: Path, photos: list[str], tmp_path: Path, sent: signal.Signals
 ) -> None:
     output = tmp_path / "scores.parquet"
     job: dict[str, Any] = {"model": exported_file, "output": output, "part_size": 6, "workers": 1}
-    ctrl_c = at_first_part(lambda: os.kill(os.getpid(), signal.SIGINT))
+    handler = signal.getsignal(signal.SIGTERM)
+    interrupt = at_first_part(lambda: os.kill(os.getpid(), sent))
     with pytest.raises(KeyboardInterrupt):
-        score_photos(photos=photos, progress=ctrl_c, **job)
+        score_photos(photos=photos, progress=interrupt, **job)
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert not output.exists()
     with pytest.raises(ScoringError, match="begun with other photos; continue with the same"):
         score_photos(photos=photos[1:], **job)

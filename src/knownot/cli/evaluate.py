@@ -103,11 +103,11 @@ def evaluate(
                 raise ConfigError("--proposals: is one of detectors, and the model is a classifier")
             report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
     path = report.save(output)
+    note_if_nothing_is_unknown(loaded.calibrated_on, report.summary["alpha"])
     if json_output:
         print_json(report.summary)
         return
     _print(report)
-    note_if_nothing_is_unknown(loaded.calibrated_on, report.summary["alpha"])
     stderr().print(f"report: {plain(path)}", soft_wrap=True)
 
 

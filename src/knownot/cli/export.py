@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knownot.cli.console import photo_progress, plain, print_json, stdout
+from knownot.cli.console import photo_progress, plain, print_json, stderr, stdout
 from knownot.cli.options import NoSeed
 
 # Of the photos of validation. In reduced precision: the standard error of a share of 95 % is then one
@@ -114,6 +114,11 @@ def export(
             nearest=(model / FOLDER).is_dir(),
             overwrite=overwrite,
             advance=begin("photos compared", len(compared)) if compared else lambda done: None,
+        )
+    unread = len(compared) - metadata.parity.get("given", len(compared))
+    if unread > 0:
+        stderr().print(
+            f"[yellow]note:[/] {unread} of the given photos cannot be read, and were not compared"
         )
     facts = {
         "file": str(output),

@@ -112,8 +112,7 @@ def predict(
     inbox = None if keep_unknown is None else _inbox(keep_unknown, keep_most, keep_mib, videos)
     loaded = _load(model, device)
     settings = _settings(loaded, form, score, alpha, box_threshold, proposals)
-    if not json_output:
-        note_if_nothing_is_unknown(loaded.calibrated_on, loaded.alpha if alpha is None else alpha)
+    note_if_nothing_is_unknown(loaded.calibrated_on, loaded.alpha if alpha is None else alpha)
     ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
     if ids is not None:
         paths = [path for path in dict.fromkeys(paths) if str(path) in ids.images]

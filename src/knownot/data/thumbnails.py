@@ -82,16 +82,16 @@ class Thumbnails:
             self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise ModelFileError(
-                f"{folder}: is no folder of thumbnails ({error.strerror}); remove it, or train anew "
-                "with --keep-thumbnails"
+                f"{folder}: is no folder of thumbnails ({error.strerror}); expected the folder {FOLDER} of a "
+                "model trained with --keep-thumbnails"
             ) from None
         try:
             self.labels = _checked(json.loads(self._bytes(_LABELS, _MOST_LABEL_BYTES)), classes)
         except (OSError, ValueError, RecursionError):
             os.close(self._folder)
             raise ModelFileError(
-                f"{folder / _LABELS}: is missing or damaged; remove {folder}, or train anew with "
-                "--keep-thumbnails"
+                f"{folder / _LABELS}: is missing or damaged; expected the folder {FOLDER} of a model trained "
+                "with --keep-thumbnails"
             ) from None
 
     def jpeg(self, number: int) -> bytes | None:

@@ -116,7 +116,7 @@ def copy_named(folder: Path, names: Mapping[int, str], output: Path) -> dict[str
     copied: dict[str, set[Path]] = {}
     for number, name in names.items():
         if str(number) not in record:
-            raise ConfigError(f"--name: there is no cluster {number}, see {folder / _GALLERY}")
+            raise ConfigError(f"--name: there is no group {number}, see {folder / _GALLERY}")
         if not name or name != Path(name).name or name.startswith(".") or name == "unknown":
             raise ConfigError(f"--name: {name!r} cannot be the name of a class")
     for number, name in names.items():
@@ -262,5 +262,7 @@ def parsed_names(given: Iterable[str]) -> dict[int, str]:
         number, equals, name = item.partition("=")
         if not equals or not number.strip().isdecimal():
             raise ConfigError(f"--name: expected NUMBER=CLASS such as 3=bear, got {item!r}")
+        if int(number) in names:
+            raise ConfigError(f"--name: group {int(number)} is named twice")
         names[int(number)] = name.strip()
     return names

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -124,7 +125,8 @@ def export_model(
     except OSError as error:
         raise DataError(f"{output}: cannot be written ({error.strerror})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written nothing is to be removed
+            temporary.unlink(missing_ok=True)
     return metadata
 
 

@@ -204,7 +204,7 @@ def _local(folder: str | Path, revision: str | None) -> Path:
         return path
     if is_hub_id(str(folder)):
         return download(str(folder), revision)
-    raise ModelFileError(f"{folder}: no such model folder")
+    raise ModelFileError(f"{folder}: no such model folder or file")
 
 
 def _read_config(folder: Path) -> FolderConfig:

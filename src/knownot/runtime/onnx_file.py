@@ -43,6 +43,11 @@ def unsealed(path: Path) -> tuple[bytes, str]:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
     end = len(data) - len(_entry(_CHECKSUM, b"0" * _DIGEST))
     start = data.rfind(_key(_DESCRIPTION), 0, max(end, 0))
+    if path.suffix == ".pt2":
+        raise ModelFileError(
+            f"{path}: is a torch.export program, which PyTorch alone runs; make an .onnx file with "
+            "`knownot export`"
+        )
     if end < 0 or not data[end:].startswith(_entry(_CHECKSUM, b"0" * _DIGEST)[:-_DIGEST]):
         raise ModelFileError(
             f"{path}: is no model that knownot exported, or is cut short or changed since; "
