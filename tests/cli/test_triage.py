@@ -108,6 +108,17 @@ def test_what_cannot_be_named_is_refused(tmp_path: Path) -> None:
             copy_named(tmp_path, {1: "bear"}, tmp_path / "set")
 
 
+def test_photos_that_have_gone_are_told(tmp_path: Path, knownot_command: Run) -> None:  # noqa: F811
+    (tmp_path / "in").mkdir()
+    noisy(UNKNOWN_COLOUR, 1).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "triage.json").write_text('{"1": ["a.png", "b.png"], "2": ["c.png"]}')
+    done = knownot_command(
+        "triage", tmp_path / "in", "--name", "1=bear", "-o", tmp_path / "set", "--json"
+    )
+    assert json.loads(done.out) == {str(tmp_path / "set" / "bear"): 1}
+    assert "1 of these photos are in" in done.err
+
+
 def test_a_lone_photo_and_a_torn_one(tmp_path: Path) -> None:
     (tmp_path / "torn.jpg").write_text("torn")
     with pytest.raises(DataError, match="none of its 1 photos"):

@@ -155,6 +155,9 @@ def test_an_uncalibrated_model_is_not_saved(tmp_path: Path) -> None:
 def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no such model folder"):
         load(tmp_path / "nowhere")
+    (tmp_path / "file.onnx").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="is a file; expected the folder of a model"):
+        load(tmp_path / "file.onnx")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFileError, match=r"config\.json is missing"):
         load(tmp_path / "empty")

@@ -50,9 +50,12 @@ def triage(
 
 
 def _copy(folder: Path, name: list[str], output: Path, json_output: bool) -> None:
-    from knownot.evaluation.triage import copy_named, parsed_names
+    from knownot.evaluation.triage import copy_named, gone, parsed_names
 
-    copied = copy_named(folder, parsed_names(name), output)
+    names = parsed_names(name)
+    copied = copy_named(folder, names, output)
+    if missing := gone(folder, names):
+        stderr().print(f"[yellow]note:[/] {missing} of these photos are in {plain(folder)} no more")
     if json_output:
         print_json({str(output / key): count for key, count in copied.items()})
         return

@@ -132,6 +132,12 @@ def copy_named(folder: Path, names: Mapping[int, str], output: Path) -> dict[str
     return {name: len(targets) for name, targets in copied.items()}
 
 
+def gone(folder: Path, numbers: Iterable[int]) -> int:
+    """How many photos of these clusters of the last `triage` are in the folder no more."""
+    record = _record(folder)
+    return sum(not (folder / photo).is_file() for n in numbers for photo in record[str(n)])
+
+
 def _place(photo: Path, folder: Path) -> Path:
     """Its place in a folder: of its name, with a number where another photo has that."""
     target, number = folder / photo.name, 1

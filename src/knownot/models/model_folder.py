@@ -200,6 +200,8 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def _local(folder: str | Path, revision: str | None) -> Path:
     path = Path(folder)
+    if path.is_file():
+        raise ModelFileError(f"{folder}: is a file; expected the folder of a model")
     if path.exists():
         return path
     if is_hub_id(str(folder)):
