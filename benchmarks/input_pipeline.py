@@ -50,10 +50,11 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.cpu_workers import cpu_workers
 from knownot.runtime import OnnxClassifier
 from knownot.training.batches import AugmentedPhotos, training_batches
+from knownot.training.build import build_classifier
 from knownot.training.classification_module import ClassificationTraining
 from knownot.training.config import TrainConfig, make_config
 from knownot.training.feature_cache import extract_features
-from knownot.training.train import _build, train
+from knownot.training.train import train
 
 PARTS = ("decode", "predict", "features", "train", "quality")
 SIZE, CROP = 224, 0.875
@@ -198,7 +199,7 @@ class Bench:
         rows: dict[str, Any] = {}
         config = TrainConfig(data=data, output=self.scratch / "m", finetune="all", image_size=160)
         photos = read_labelled(data / "train")
-        model = _build(config, photos.classes, None).train()
+        model = build_classifier(config, photos.classes).train()
         dataset = AugmentedPhotos(photos, model.preprocessing)
         module = ClassificationTraining(model, dataset, config)
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)

@@ -94,7 +94,7 @@ class PhotoRecipe:
 
     def _stage(self, name: str, total: int) -> Callable[[int], None]:
         """Features of a frozen backbone are computed once: later stages of the name take no time."""
-        frozen = self.settings.get("finetune", "head") == "head"
+        frozen = self.settings.get("finetune", "head") != "all"
         if frozen and name in self._seen:
             return lambda done: None
         self._seen.add(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -19,15 +19,13 @@ from knownot.data.image_folder import PhotoSet, Splits, names_digest, read_split
 from knownot.data.thumbnails import FOLDER, write_thumbnails
 from knownot.errors import ConfigError, DataError
 from knownot.evaluation.measures import binomial_interval
-from knownot.models.backbones import create_backbone, feature_width, is_pretrained
+from knownot.models.backbones import is_pretrained
 from knownot.models.classifier import UnknownAwareClassifier
-from knownot.models.earlier_map import find_earlier_map
-from knownot.models.finished import finished_network, in_order_of, likelier_order, split_head
 from knownot.models.model_card import model_card
 from knownot.models.model_folder import check_free, save
-from knownot.models.preprocessing import Preprocessing
 from knownot.training.altered import altered_features
 from knownot.training.batches import AugmentedPhotos, FeatureRows, readable
+from knownot.training.build import build_classifier, check_order
 from knownot.training.classification_module import ClassificationTraining
 from knownot.training.config import TrainConfig
 from knownot.training.feature_cache import default_cache, extract_features
@@ -105,7 +103,7 @@ def _train(
     check_free(config.output, config.overwrite)
     splits = read_splits(config.data, config.val_fraction, config.seed)
     L.seed_everything(config.seed, verbose=False)
-    model = _build(config, splits.train.classes, backbone).to(device)
+    model = build_classifier(config, splits.train.classes, backbone).to(device)
     config = config.for_backbone(is_pretrained(model.backbone, config.weights))
     skipped: dict[Path, str] = {} if ranks.first else run.skipped()
     if config.finetune == "all":
@@ -122,7 +120,7 @@ def _train(
         if config.finetune == "head":
             _fit(model, learned, config, run, reporter, ranks, peer)
         else:
-            _check_order(model, learned, config.outputs)
+            check_order(model, learned, config.outputs)
     else:
         if config.head_first and ranks.first and run.checkpoint() is None:
             # The other processes get it when they join.
@@ -156,48 +154,6 @@ def _train(
     save(model, config.output, overwrite=config.overwrite, extra=add_training_files)
     run.remove()
     return TrainResult(config.output, metrics, skipped)
-
-
-def _build(
-    config: TrainConfig, classes: list[str], backbone: torch.nn.Module | None
-) -> UnknownAwareClassifier:
-    architecture, preprocessing = "custom", Preprocessing()
-    if backbone is None:
-        architecture = config.arch
-        create = finished_network if config.finetune == "none" else create_backbone
-        backbone, preprocessing = create(config.arch, config.weights)
-    said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
-    preprocessing = preprocessing.model_copy(update=said)
-    head = None
-    if config.finetune == "none":
-        backbone, head = split_head(backbone, preprocessing.image_size)
-        if head.out_features != len(classes):
-            raise ConfigError(
-                f"weights: the network of {config.weights} tells {head.out_features} classes apart, the "
-                f"photos are of {len(classes)}; each of its classes needs a folder, and a network of "
-                "your own --weights FILE"
-            )
-        head = in_order_of(head, config.outputs or classes, classes)
-    width = feature_width(backbone, preprocessing.image_size)
-    bottleneck = config.bottleneck_for(width)
-    model = UnknownAwareClassifier(
-        backbone,
-        width,
-        classes,
-        preprocessing,
-        bottleneck=bottleneck,
-        bottleneck_relu=config.bottleneck_relu,
-        standardise=config.standardised,
-        vos=config.vos_settings(len(classes), bottleneck or width),
-        architecture=architecture,
-        earlier_map=find_earlier_map(backbone, preprocessing.image_size)
-        if config.earlier_map
-        else None,
-        alpha=config.alpha,
-    )
-    if head is not None:
-        model.take_head(head)
-    return model.to(memory_format=torch.channels_last)
 
 
 def _readable_splits(splits: Splits, skipped: dict[Path, str], data: Path, tried: bool) -> Splits:
@@ -265,28 +221,6 @@ def _check_left(train: Tensor, val: Tensor, classes: list[str], data: Path) -> N
         raise DataError(f"{data}: no readable training photo of class {', '.join(gone)}")
     if len(val) == 0:
         raise DataError(f"{data}: no readable validation photo; calibration needs some")
-
-
-@torch.no_grad()
-def _check_order(
-    model: UnknownAwareClassifier, learned: FeatureRows, outputs: Sequence[str] | None
-) -> None:
-    """Refuse a finished classifier whose outputs clearly stand for other classes than is said."""
-    model.eval()
-    predicted = model.classify(learned.rows.to(model.device)).logits.argmax(1).cpu()
-    order = likelier_order(predicted, learned.labels, len(model.classes))
-    if order is None:
-        return
-    right = [
-        f"{float((found == learned.labels).double().mean()):.0%}"
-        for found in (predicted, torch.tensor(order)[predicted])
-    ]
-    names = [model.classes[order[model.classes.index(n)]] for n in outputs or model.classes]
-    listed = ",".join(f'"{name}"' if "," in name else name for name in names)
-    raise ConfigError(
-        f"outputs: the network is right about {right[0]} of the training photos if its outputs stand for "
-        f"{', '.join(outputs or model.classes)}, about {right[1]} with --outputs '{listed}'"
-    )
 
 
 def _fit(

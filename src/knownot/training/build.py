@@ -1,0 +1,100 @@
+"""From settings to a classifier that can be trained, or is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from knownot.errors import ConfigError
+from knownot.models.backbones import create_backbone, feature_width
+from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.earlier_map import find_earlier_map
+from knownot.models.finished import finished_network, in_order_of, likelier_order, split_head
+from knownot.models.preprocessing import Preprocessing
+from knownot.training.batches import FeatureRows
+from knownot.training.config import TrainConfig
+
+
+def build_classifier(
+    config: TrainConfig, classes: list[str], backbone: nn.Module | None = None
+) -> UnknownAwareClassifier:
+    """The classifier that the settings describe, not trained; a finished one with its own last layer.
+
+    Args:
+        config: Settings.
+        classes: Names of the classes, sorted.
+        backbone: A module of the caller's in place of `config.arch`: images (N, 3, S, S) to features (N, D),
+            or with finetune none to logits (N, K).
+
+    Raises:
+        ConfigError: If architecture, weights or classes do not fit.
+    """
+    architecture, preprocessing = "custom", Preprocessing()
+    if backbone is None:
+        architecture = config.arch
+        create = finished_network if config.finetune == "none" else create_backbone
+        backbone, preprocessing = create(config.arch, config.weights)
+    said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
+    preprocessing = preprocessing.model_copy(update=said)
+    head = None
+    if config.finetune == "none":
+        backbone, head = split_head(backbone, preprocessing.image_size)
+        if head.out_features != len(classes):
+            raise ConfigError(
+                f"weights: the network tells {head.out_features} classes apart, the photos are of "
+                f"{len(classes)}; each of its classes needs a folder. Your own network is --weights FILE"
+            )
+        head = in_order_of(head, config.outputs or classes, classes)
+    width = feature_width(backbone, preprocessing.image_size)
+    bottleneck = config.bottleneck_for(width)
+    model = UnknownAwareClassifier(
+        backbone,
+        width,
+        classes,
+        preprocessing,
+        bottleneck=bottleneck,
+        bottleneck_relu=config.bottleneck_relu,
+        standardise=config.standardised,
+        vos=config.vos_settings(len(classes), bottleneck or width),
+        architecture=architecture,
+        earlier_map=find_earlier_map(backbone, preprocessing.image_size)
+        if config.earlier_map
+        else None,
+        alpha=config.alpha,
+    )
+    if head is not None:
+        model.take_head(head)
+    return model.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def check_order(
+    model: UnknownAwareClassifier, learned: FeatureRows, outputs: Sequence[str] | None
+) -> None:
+    """Refuse a finished classifier whose outputs clearly stand for other classes than is said.
+
+    Args:
+        model: Has its last layer.
+        learned: Features of the training photos, with labels.
+        outputs: Classes as the settings order them, if they do.
+
+    Raises:
+        ConfigError: If so; with the order that the photos suggest.
+    """
+    model.eval()
+    predicted = model.classify(learned.rows.to(model.device)).logits.argmax(1).cpu()
+    order = likelier_order(predicted, learned.labels, len(model.classes))
+    if order is None:
+        return
+    right = [
+        f"{float((found == learned.labels).double().mean()):.0%}"
+        for found in (predicted, torch.tensor(order)[predicted])
+    ]
+    names = [model.classes[order[model.classes.index(n)]] for n in outputs or model.classes]
+    listed = ",".join(f'"{name}"' if "," in name else name for name in names)
+    raise ConfigError(
+        f"outputs: the network is right about {right[0]} of the training photos if its outputs stand for "
+        f"{', '.join(outputs or model.classes)}, about {right[1]} with --outputs '{listed}'"
+    )
