@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
+from knownot.cli.main import app
 from knownot.data.image_folder import read_labelled
 from knownot.errors import ConfigError
 from knownot.models.classifier import UnknownAwareClassifier
@@ -89,6 +91,9 @@ def test_a_finished_classifier_keeps_its_answers(
     card = (tmp_path / "m" / "README.md").read_text()
     assert "trained elsewhere" in card
     assert "Trained with" not in card
+    assert "virtual-outlier-synthesis" not in card
+    told = CliRunner().invoke(app, ["info", str(tmp_path / "m"), "--json"])
+    assert json.loads(told.output)["trained with VOS"] is False
     # The recorded settings are settings: the same command once more.
     recorded = make_config({}, tmp_path / "m" / "training" / "config.yaml")
     assert recorded.weights == str(weights)

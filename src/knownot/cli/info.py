@@ -11,6 +11,7 @@ from knownot.cli.console import plain, print_json, stdout
 from knownot.cli.options import NoSeed
 
 if TYPE_CHECKING:
+    from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
     from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.detector import UnknownAwareDetector
 
@@ -96,14 +97,21 @@ def _model(folder: Path) -> dict[str, Any]:
         "combined from": model.combined.parts if model.combined else [],
         "alpha": model.alpha,
         "threshold": model.threshold(),
-        "radius ratio": model.vos.radius_ratio and round(model.vos.radius_ratio, 3),
-        "energy weights": [round(w, 4) for w in model.vos.energy_weights.tolist()],
+        **(_vos(model.vos) if model.vos_settings.weight else {"trained with VOS": False}),
         "training photos": metrics.get("n_train"),
         **{
             name.replace("val_", "validation "): metrics[name]
             for name in ("val_accuracy", "val_map", "val_map_50")
             if name in metrics
         },
+    }
+
+
+def _vos(vos: VirtualOutlierLoss) -> dict[str, Any]:
+    return {
+        "trained with VOS": True,
+        "radius ratio": vos.radius_ratio and round(vos.radius_ratio, 3),
+        "energy weights": [round(w, 4) for w in vos.energy_weights.tolist()],
     }
 
 
