@@ -2,6 +2,7 @@
 
     scores.parquet.parts/
       job.json     model, photos and settings, which must be the same to continue
+      lock         held by the process that works on it
       model.onnx   the exported model
       00000000.parquet, ...  the rows of each part that is done
 
