@@ -60,7 +60,7 @@ def make_plan(
     if config.finetune == "none" and any("no val/" in text for text in notes):
         notes = [
             *notes,
-            "if the network was trained on these photos, new ones of its classes are called unknown too "
+            "if the network was trained on these photos, new ones of its classes may be called unknown too "
             "often: put photos that it never saw into val/<class>/",
         ]
     ways = {"head": "head trained", "all": "all trained", "none": "nothing trained"}
