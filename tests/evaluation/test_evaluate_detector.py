@@ -162,15 +162,21 @@ def test_a_plain_folder_is_an_ood_set(
     assert result["box_threshold"] == 0.3
 
 
+def write_ood(annotations: dict, scenes: Path, folder: Path) -> Path:
+    """A COCO file of these annotations beside the scenes' photos."""
+    (folder / "annotations").mkdir()
+    (folder / "images").symlink_to(scenes / "images")
+    ood = folder / "annotations" / "odd.json"
+    ood.write_text(json.dumps(annotations))
+    return ood
+
+
 def test_what_is_wrong_with_the_annotations_of_an_ood_set_is_told(
     model: UnknownAwareDetector, scenes: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "images").symlink_to(scenes / "images")
     annotations = json.loads((scenes / "annotations" / "ood.json").read_text())
     annotations["annotations"][0]["bbox"] = [1, 1, 0, 5]
-    ood = tmp_path / "annotations" / "odd.json"
-    ood.write_text(json.dumps(annotations))
+    ood = write_ood(annotations, scenes, tmp_path)
     (problem,) = evaluate_detector(model, scenes, [ood]).summary["problems"]
     assert "odd.json" in problem
 
@@ -178,14 +184,11 @@ def test_what_is_wrong_with_the_annotations_of_an_ood_set_is_told(
 def test_a_category_spelt_all_but_as_a_class_is_told(
     model: UnknownAwareDetector, scenes: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "images").symlink_to(scenes / "images")
     annotations = json.loads((scenes / "annotations" / "ood.json").read_text())
     known = model.classes[0]
     annotations["categories"].append({"id": 99, "name": f" {known.title()}"})
     annotations["annotations"][0]["category_id"] = 99
-    ood = tmp_path / "annotations" / "odd.json"
-    ood.write_text(json.dumps(annotations))
+    ood = write_ood(annotations, scenes, tmp_path)
     (problem,) = evaluate_detector(model, scenes, [ood]).summary["problems"]
     assert problem.startswith("category nearly a class: ")
     assert f"' {known.title()}' counts as unknown, the detector's class is '{known}'" in problem

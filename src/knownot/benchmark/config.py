@@ -213,12 +213,11 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
     try:
         return BenchmarkConfig(**values)
     except ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}".removeprefix(
-                ": "
-            )
-            for p in error.errors()
-        )
+        problems = []
+        for problem in error.errors():
+            place = ".".join(map(str, problem["loc"]))  # none where settings do not fit together
+            text = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{place}: {text}" if place else text)
         raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from knownot.benchmark.arrays import Arrays, Fitted
@@ -24,9 +21,9 @@ from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.summary import Summary, summarise
 from knownot.benchmark.workplace import Workplace
 from knownot.data.image_folder import list_photos
-from knownot.data.kept_files import read_tensors, write_tensors, write_whole
+from knownot.data.kept_files import alone_in, read_tensors, write_tensors, write_whole
 from knownot.data.plain_yaml import read_settings
-from knownot.errors import ConfigError, DataError, KnownotError
+from knownot.errors import ConfigError, KnownotError
 from knownot.models.classifier import UnknownAwareClassifier
 
 RESULTS, SUMMARY, SETTINGS, DATA = "results.csv", "summary.csv", "settings.yaml", "data.txt"
@@ -62,7 +59,12 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
         place.config.score(name)
     recipe = make_recipe(place)
     recipe.check()
-    with _alone(place.output):
+    # Of two, one's numbers would be lost.
+    busy = ConfigError(
+        f"{place.output}: another benchmark is writing there; wait for its end, or choose another "
+        "folder with -o"
+    )
+    with alone_in(place.output, busy):
         rows = _rows_of_before(place)
         failed: dict[str, str] = {}
         for seed in place.config.seeds:
@@ -72,26 +74,6 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
         summary.save(place.output / SUMMARY)
         report = write_report(place, protocol, summary, failed)
         return BenchmarkResult(summary, failed, report)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """While no other benchmark writes to this folder: of two, one's numbers would be lost."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / "lock", blocking=False)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"{output}: another benchmark is writing there; wait for its end, or choose another "
-            "folder with -o"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error.strerror})") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _rows_of_before(place: Workplace) -> list[Row]:

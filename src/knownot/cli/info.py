@@ -97,7 +97,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "combined from": model.combined.parts if model.combined else [],
         "alpha": model.alpha,
         "threshold": model.threshold(),
-        **(_vos(model.vos) if model.vos_settings.weight else {"trained with VOS": False}),
+        **(_vos(model.vos) if model.with_vos else {"trained with VOS": False}),
         "training photos": metrics.get("n_train"),
         **{
             name.replace("val_", "validation "): metrics[name]

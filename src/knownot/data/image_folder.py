@@ -59,11 +59,19 @@ class PhotoSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and validation photos, with what a user should know about them."""
+    """Training and validation photos, with what a user should know about them.
+
+    Attributes:
+        train: Photos to learn from.
+        val: Photos to calibrate on.
+        warnings: What the user should know.
+        set_aside: Whether `val` is a part of the photos given for training.
+    """
 
     train: PhotoSet
     val: PhotoSet
     warnings: list[str]
+    set_aside: bool = False
 
 
 def list_photos(root: str | Path) -> list[Path]:
@@ -206,7 +214,7 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
             notes.append(
                 f"{len(twice)} photo(s) of {split} have several classes, for example {shown}"
             )
-    return Splits(train, val, notes)
+    return Splits(train, val, notes, set_aside=val_folder is None)
 
 
 def shared_photos(splits: dict[str, list[Path]]) -> list[tuple[Path, ...]]:

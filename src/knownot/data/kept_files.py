@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knownot.errors import DataError
+from knownot.errors import DataError, KnownotError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,30 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def alone_in(folder: Path, busy: KnownotError) -> Iterator[None]:
+    """Make a folder, and keep other processes out of this block with the same one.
+
+    Raises:
+        KnownotError: `busy`, if another process is inside.
+        DataError: If the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / "lock", blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise busy from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_torn(folder: Path) -> None:

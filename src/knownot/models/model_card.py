@@ -47,7 +47,7 @@ def _header(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
     return ModelCardData(
         library_name="knownot",
         pipeline_tag=task,
-        tags=_TAGS if model.vos_settings.weight else _TAGS[:-1],
+        tags=_TAGS if model.with_vos else _TAGS[:-1],
         model_name="knownot" if results else None,
         eval_results=results or None,
     ).to_yaml()
@@ -73,7 +73,7 @@ def _what(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
 def _by(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> str:
     if metrics.get("finetune") == "none":
         return "Its scores and\nthreshold are by knownot; its weights are as they were."
-    if not model.vos_settings.weight:
+    if not model.with_vos:
         return "Trained without\nVirtual Outlier Synthesis by knownot."
     return "Trained with Virtual\nOutlier Synthesis by knownot."
 

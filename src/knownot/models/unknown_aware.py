@@ -91,6 +91,11 @@ class UnknownAwareModel(HubMethods, nn.Module):
         return self.vos.raw_energy_weights.device
 
     @property
+    def with_vos(self) -> bool:
+        """Whether the virtual outlier loss takes part in training."""
+        return self.vos_settings.weight > 0
+
+    @property
     def earlier_dim(self) -> int:
         """How many of the features that feature scores read, the last ones, are an earlier layer's."""
         return 0

@@ -23,10 +23,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
-from knownot.data.kept_files import write_whole
-from knownot.errors import DataError, ScoringError
+from knownot.data.kept_files import alone_in, write_whole
+from knownot.errors import ScoringError
 
 ROWS = pa.schema(
     [
@@ -79,23 +78,16 @@ class Parts:
             DataError: If the folder cannot be written.
             ScoringError: If one does.
         """
-        lock = FileLock(self.folder / "lock", blocking=False)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise ScoringError(
-                f"{self.output}: another process is writing it; wait for its end, or choose another name "
-                "with -o"
-            ) from None
-        except OSError as error:
-            raise DataError(f"{self.folder}: cannot be written ({error.strerror})") from None
-        try:
-            yield
-        finally:
-            lock.release()
-            if not self._description.exists():  # nothing was begun
-                shutil.rmtree(self.folder, ignore_errors=True)
+        busy = ScoringError(
+            f"{self.output}: another process is writing it; wait for its end, or choose another name "
+            "with -o"
+        )
+        with alone_in(self.folder, busy):
+            try:
+                yield
+            finally:
+                if not self._description.exists():  # nothing was begun, or all is joined
+                    shutil.rmtree(self.folder, ignore_errors=True)
 
     def begun(self, job: dict[str, Any]) -> bool:
         """Whether an earlier run has begun the same job.

@@ -57,7 +57,7 @@ def make_plan(
     """The plan of training a classifier; `splits` holds the photos that can be read."""
     steps = training_steps(len(splits.train), config)
     notes = splits.warnings
-    if config.finetune == "none" and any("no val/" in text for text in notes):
+    if config.finetune == "none" and splits.set_aside:
         notes = [
             *notes,
             "if the network was trained on these photos, new ones of its classes may be called unknown too "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -162,7 +163,7 @@ def _readable_splits(splits: Splits, skipped: dict[Path, str], data: Path, tried
     val, bad_val = readable(splits.val, known)
     skipped.update(bad_train | bad_val)
     _check_left(_labels(train), _labels(val), train.classes, data)
-    return Splits(train, val, splits.warnings)
+    return replace(splits, train=train, val=val)
 
 
 def _labels(photos: PhotoSet) -> Tensor:
@@ -262,7 +263,7 @@ def _metrics(
         "score": model.default_score,
         "threshold": model.threshold(),
         "radius_ratio": model.vos.radius_ratio,
-        "vos_started": bool(model.vos_settings.weight) and model.vos.started,
+        "vos_started": model.with_vos and model.vos.started,
     }
 
 

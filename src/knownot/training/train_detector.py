@@ -335,7 +335,7 @@ def _metrics(
         "threshold": model.threshold(),
         "box_threshold": model.box_threshold,
         "radius_ratio": model.vos.radius_ratio,
-        "vos_started": bool(model.vos_settings.weight) and model.vos.started,
+        "vos_started": model.with_vos and model.vos.started,
     }
 
 
