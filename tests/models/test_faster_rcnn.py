@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
@@ -326,3 +329,39 @@ def test_a_bottleneck_narrows_the_shipped_box_head() -> None:
     model = regions(architecture="fasterrcnn_mobilenet_v3_large_320_fpn", feature_dim=32)
     _, matched = model.losses(photos((96, 96)), [target(0)])
     assert matched.features.shape[1] == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [("fasterrcnn_resnet50_fpn", 0.0), ("fasterrcnn_mobilenet_v3_large_320_fpn", 1e-5)],
+)
+def test_downloaded_weights_give_the_same_boxes_after_saving(
+    name: str, eps: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision builds another network around its COCO weights than around none."""
+    kind = get_model_weights(name).DEFAULT
+    torch.manual_seed(0)
+    random = get_model(name, weights=None, weights_backbone=None, num_classes=91)
+    norms = [m for m in random.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:  # so small that the eps tells
+        norm.running_var.uniform_(1e-5, 1e-4)
+        norm.weight.data.fill_(1e-3)
+    # Where torch keeps what it has downloaded.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    state = {k: v for k, v in random.state_dict().items() if "num_batches" not in k}
+    torch.save(state, tmp_path / "hub" / "checkpoints" / kind.url.rpartition("/")[2])
+    trained = regions(architecture=name, feature_dim=16, weights="hub", frozen_stages=2)
+    assert trained.settings.fixed_norm_eps == eps
+    again = FasterRCNNRegions.rebuild(3, trained.describe())
+    again.load_state_dict(trained.state_dict())
+    for one, other in zip(trained.parameter_groups(), again.parameter_groups(), strict=True):
+        assert [p.shape for p in one] == [p.shape for p in other]
+    before = len(list(trained.model.backbone.body.parameters()))
+    assert 0 < len(trained.parameter_groups()[0]) < before  # some are not trained
+    image = photos((96, 96))
+    with torch.no_grad():
+        (expected,), (found,) = trained.detect(image), again.detect(image)
+    assert len(expected["boxes"])
+    for key in ("boxes", "logits", "scored_features"):
+        torch.testing.assert_close(found[key], expected[key])

@@ -7,6 +7,8 @@ scores read: the backbone's own maps, averaged over the box, as a classifier's r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice, takewhile
 from threading import Lock
 from typing import Any
 
@@ -18,7 +20,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredict
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, clip_boxes_to_image
 from torchvision.ops.poolers import initLevelMapper
 
 from knownot.data.thin import refuse_thin
@@ -54,6 +56,9 @@ class FasterRCNNSettings(BaseModel):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_threshold: float = Field(0.5, gt=0, le=1)
     detections: int = Field(100, ge=1, le=100_000)
+    # Found where torchvision builds around pretrained weights; to build the same around others.
+    fixed_norm_eps: float | None = Field(None, ge=0, lt=1, description="of fixed batch norms")
+    fixed_parameters: int = Field(0, ge=0, description="of the backbone's body, the first ones")
     scored_strides: tuple[int, ...] = Field(
         _STRIDES,
         max_length=len(_STRIDES) + 1,
@@ -92,19 +97,28 @@ class FasterRCNNRegions(RegionModel):
             "box_nms_thresh": settings.nms_threshold,
             "box_detections_per_img": settings.detections,
         }
-        build = _shipped if settings.architecture in SHIPPED else _on_timm
-        self.model = build(num_classes, settings, weights, limits)
-        self.model.roi_heads = RememberingRoIHeads.of(self.model.roi_heads)
-        self.model.rpn = RememberingProposals.of(self.model.rpn)
-        _fix_scales(self.model)
-        self._alone = _Alone()
-        self.num_classes = num_classes
+        if settings.architecture in SHIPPED:
+            model = _shipped(num_classes, settings, weights, limits)
+            settings = settings.model_copy(update=what_is_fixed(model))
+        else:
+            model = _on_timm(num_classes, settings, weights, limits)
         self.settings = settings
-        self.feature_dim = self.scored_dim = settings.feature_dim
-        if settings.scored_strides:
-            self.scored_dim = _read_maps(self.model, settings.scored_strides)
         self.architecture = f"Faster R-CNN on {settings.architecture}"
         self.image_size = settings.image_size
+        self.adapt(model, settings.scored_strides)
+
+    def adapt(self, model: FasterRCNN, strides: Sequence[int]) -> None:
+        """Take a detector of torchvision's; feature scores read its backbone's maps of these strides."""
+        model.roi_heads = RememberingRoIHeads.of(model.roi_heads)
+        model.rpn = RememberingProposals.of(model.rpn)
+        _fix_scales(model)
+        self.model = model
+        self._alone = _Alone()
+        head = model.roi_heads.box_predictor.cls_score
+        self.num_classes = head.out_features - 1
+        self.feature_dim = self.scored_dim = head.in_features
+        if strides:
+            self.scored_dim = _read_maps(model, strides)
 
     def refuse_size(self, size: tuple[int, int], name: str) -> None:
         """Raise `DataError` if the shorter side would be resized to nothing."""
@@ -338,7 +352,7 @@ def _fix_scales(model: FasterRCNN) -> None:
     )
 
 
-def _read_maps(model: FasterRCNN, strides: tuple[int, ...]) -> int:
+def _read_maps(model: FasterRCNN, strides: Sequence[int]) -> int:
     """Have feature scores read the maps of these strides; returns how many channels they have.
 
     Of several maps of a stride the deepest; strides that the backbone lacks are left out.
@@ -408,6 +422,10 @@ def _shipped(
             f"weights: {settings.architecture} could not be downloaded ({error}); without a network "
             "use --arch tf_efficientnet_lite0, or --weights none"
         ) from None
+    if weights == "none" and settings.fixed_norm_eps is not None:
+        fix_norms(model, settings.fixed_norm_eps)
+        for parameter in islice(model.backbone.body.parameters(), settings.fixed_parameters):
+            parameter.requires_grad_(False)
     width = model.roi_heads.box_head.fc7.out_features
     if settings.feature_dim != width:  # a bottleneck: virtual outliers need a narrow layer
         model.roi_heads.box_head = nn.Sequential(
@@ -415,3 +433,22 @@ def _shipped(
         )
     model.roi_heads.box_predictor = FastRCNNPredictor(settings.feature_dim, num_classes + 1)
     return model
+
+
+def what_is_fixed(model: FasterRCNN) -> dict[str, Any]:
+    """Of a detector around pretrained weights, the settings that tell what is not trained."""
+    norms = (m for m in model.modules() if isinstance(m, FrozenBatchNorm2d))
+    frozen = takewhile(lambda p: not p.requires_grad, model.backbone.body.parameters())
+    return {
+        "fixed_norm_eps": next((norm.eps for norm in norms), None),
+        "fixed_parameters": sum(1 for _ in frozen),
+    }
+
+
+def fix_norms(network: nn.Module, eps: float) -> None:
+    """Put batch norms of fixed statistics in the place of others, as torchvision does if pretrained."""
+    for name, module in network.named_children():
+        if isinstance(module, nn.BatchNorm2d):
+            setattr(network, name, FrozenBatchNorm2d(module.num_features, eps))
+        else:
+            fix_norms(module, eps)
