@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,13 @@ def read_coco(
     photos = _read_photos(entries, folder, path, problems)
     _read_boxes(content["annotations"], photos, categories, path, problems)
     kept = {id(photo): photo for photo in photos.values() if photo is not None}.values()
-    return detection_set([*kept], list(dict.fromkeys(categories.values())), classes, path, problems)
+    by_id = _smallest_ids(categories)
+    return replace(
+        detection_set(
+            [*kept], sorted(by_id, key=lambda name: by_id[name]), classes, path, problems
+        ),
+        category_ids=by_id,
+    )
 
 
 @dataclass(frozen=True)
@@ -96,16 +102,18 @@ def read_coco_names(annotations: str | Path) -> CocoNames:
     path = Path(annotations)
     content = _load(path, ("images", "categories"))
     names = _category_names(content["categories"], path)
-    categories: dict[str, int] = {}
-    for number, name in names.items():
-        categories.setdefault(name, number)
     images = [
         (_key(entry.get("id")), entry.get("file_name"))
         for entry in content["images"]
         if isinstance(entry, dict)
     ]
     named = [(number, str(name)) for number, name in images if number is not None and name]
-    return CocoNames(named, categories, max(names, default=0))
+    return CocoNames(named, _smallest_ids(names), max(names, default=0))
+
+
+def _smallest_ids(names: dict[int, str]) -> dict[str, int]:
+    """Smallest id of each category, of names by ascending id."""
+    return {name: number for number, name in reversed(names.items())}
 
 
 def _load(path: Path, keys: Sequence[str] = _KEYS) -> dict[str, list[Any]]:

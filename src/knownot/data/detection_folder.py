@@ -38,11 +38,16 @@ _COCO_PATTERNS = ("annotations/*.json", "*.json", "*/_annotations.coco.json")
 
 @dataclass(frozen=True)
 class DetectionSplits:
-    """Training and validation photos with boxes, and what a user should know about them."""
+    """Training and validation photos with boxes, and what a user should know about them.
+
+    Attributes:
+        set_aside: Whether `val` is a part of the photos given for training.
+    """
 
     train: DetectionSet
     val: DetectionSet
     warnings: list[str]
+    set_aside: bool = False
 
     @property
     def problems(self) -> list[str]:
@@ -166,7 +171,7 @@ def read_detection_splits(
         raise DataError(
             f"{train_source.file}: holds no usable box to train on; {summarise(train.problems)}"
         )
-    return DetectionSplits(train, val, notes + _notes(train, val))
+    return DetectionSplits(train, val, notes + _notes(train, val), set_aside=val_source is None)
 
 
 def summarise(problems: Sequence[str], shown: int = 5) -> str:

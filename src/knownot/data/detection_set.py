@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -48,12 +48,14 @@ class DetectionSet:
         classes: Class names in order.
         problems: What was wrong with the annotations and left out, one sentence each that names
             the file.
+        category_ids: Id of each class in COCO annotations, the smallest of several; empty for others.
     """
 
     paths: list[Path]
     objects: list[Objects]
     classes: list[str]
     problems: list[str] = field(default_factory=list)
+    category_ids: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,5 +80,15 @@ class DetectionSet:
         """The photos at `indices`."""
         chosen = list(indices)
         return DetectionSet(
-            [self.paths[i] for i in chosen], [self.objects[i] for i in chosen], self.classes
+            [self.paths[i] for i in chosen],
+            [self.objects[i] for i in chosen],
+            self.classes,
+            category_ids=self.category_ids,
         )
+
+    def of_classes(self, classes: Sequence[str]) -> DetectionSet:
+        """The same photos with these classes alone, which are those of all objects."""
+        places = {name: place for place, name in enumerate(classes)}
+        numbers = torch.tensor([places.get(name, -1) for name in self.classes])
+        objects = [replace(each, labels=numbers[each.labels]) for each in self.objects]
+        return replace(self, objects=objects, classes=list(classes))

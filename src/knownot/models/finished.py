@@ -78,9 +78,7 @@ def split_head(network: nn.Module, image_size: int = 224) -> tuple[nn.Module, nn
     Raises:
         ConfigError: If its logits are not what a linear layer makes of features, at the end.
     """
-    network = getattr(network, "_orig_mod", network)  # of a compiled one
-    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        network = network.module
+    network = unwrapped(network)
     name = type(network).__name__
     backbone = copy.deepcopy(network).float()
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -104,6 +102,15 @@ def split_head(network: nn.Module, image_size: int = 224) -> tuple[nn.Module, nn
     if not torch.allclose(found, logits, rtol=_ROUNDING, atol=_ROUNDING):
         raise refusal
     return backbone, head
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """A network without what compiled it or shares its batches."""
+    network = getattr(network, "_orig_mod", network)
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: nn.Module = network.module
+        return inner
+    return network
 
 
 def in_order_of(head: nn.Linear, outputs: Sequence[str], classes: Sequence[str]) -> nn.Linear:

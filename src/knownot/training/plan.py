@@ -19,6 +19,12 @@ from knownot.training.config import CommonConfig, DetectionConfig, TrainConfig
 _USEFUL_RADIUS_RATIO = 1.15
 
 
+_SEEN = (
+    "if the network was trained on these photos, new ones of its classes may be called unknown too "
+    "often: "
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The plan of a training run.
@@ -58,11 +64,7 @@ def make_plan(
     steps = training_steps(len(splits.train), config)
     notes = splits.warnings
     if config.finetune == "none" and splits.set_aside:
-        notes = [
-            *notes,
-            "if the network was trained on these photos, new ones of its classes may be called unknown too "
-            "often: put photos that it never saw into val/<class>/",
-        ]
+        notes = [*notes, f"{_SEEN}put photos that it never saw into val/<class>/"]
     ways = {"head": "head trained", "all": "all trained", "none": "nothing trained"}
     return _plan(
         model,
@@ -88,7 +90,12 @@ def make_detection_plan(
     counts = splits.train.counts(), splits.val.counts()
     boxes_a_step = sum(counts[0].values()) * config.n_batch / max(1, len(splits.train))
     summary = f"{model.regions.architecture}, {len(splits.train)} photos"
-    return _plan(model, summary, counts, boxes_a_step, steps, config, device, splits.warnings)
+    notes = splits.warnings
+    if config.finetune == "none":
+        summary += ", nothing trained"
+        if splits.set_aside:
+            notes = [*notes, f"{_SEEN}give annotated photos that it never saw as the val split"]
+    return _plan(model, summary, counts, boxes_a_step, steps, config, device, notes)
 
 
 def _plan(

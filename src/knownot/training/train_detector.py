@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ from knownot.evaluation.detect_set import as_boxes, detect_photos, finds_object
 from knownot.evaluation.measures import binomial_interval
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_card import model_card
-from knownot.models.model_folder import check_free, load, save
-from knownot.models.regions import Detections
-from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
+from knownot.models.model_folder import check_free, save
+from knownot.models.regions import Detections, RegionModel
 from knownot.training.altered import altered_boxes
 from knownot.training.batches import readable
+from knownot.training.build_detector import (
+    build_detector,
+    check_box_order,
+    detector_to_start_from,
+    finished_regions,
+    how_built,
+    new_regions,
+)
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
 from knownot.training.fit import Reporter, Silent, fit
@@ -44,16 +52,20 @@ from knownot.training.run_folder import RunFolder
 _FITTED_PHOTOS = 4000
 _ROWS = ("boxes", "labels", "scores", "logits", "scored_features")
 _PROPOSALS = ("proposals", "objectness")
-# Settings of how a detector is built.
-_BUILT = {"arch", "image_size", "box_features", "freeze", "proposals"}
 
 
-def train_detector(config: DetectionConfig, reporter: Reporter | None = None) -> TrainResult:
+def train_detector(
+    config: DetectionConfig,
+    reporter: Reporter | None = None,
+    regions: RegionModel | None = None,
+) -> TrainResult:
     """Train, calibrate and save a detector; several processes are as in `train`.
 
     Args:
         config: Settings.
         reporter: Told about plan and progress.
+        regions: A detector of your own, adapted, instead of `config.arch`; with finetune none one that is
+            trained already.
 
     Returns:
         Folder, numbers and skipped photos.
@@ -66,14 +78,21 @@ def train_detector(config: DetectionConfig, reporter: Reporter | None = None) ->
     ranks = find_ranks(config)
     config = ranks.settled(config)
     reporter = reporter if reporter and ranks.first else Silent()
+    if config.finetune == "none" and ranks.several:
+        raise ConfigError("devices: nothing is trained with finetune none; start one process")
     device = ranks.device(config.device)
     ranks.wait()
     with RunFolder(config) as run:
-        return _train(config, run, ranks, device, reporter)
+        return _train(config, run, ranks, device, reporter, regions)
 
 
 def _train(
-    config: DetectionConfig, run: RunFolder, ranks: Ranks, device: torch.device, reporter: Reporter
+    config: DetectionConfig,
+    run: RunFolder,
+    ranks: Ranks,
+    device: torch.device,
+    reporter: Reporter,
+    regions: RegionModel | None,
 ) -> TrainResult:
     started = time.monotonic()
     check_free(config.output, config.overwrite)
@@ -82,10 +101,14 @@ def _train(
     if config.strict:
         require_clean(splits)
     L.seed_everything(config.seed, verbose=False)
-    old = _finished(config, splits.train.classes)
+    old = detector_to_start_from(config, splits.train.classes)
     if old:
-        config = config.model_copy(update=_built(old))
-    model = _build(config, splits.train.classes, old).to(device)
+        config = config.model_copy(update=how_built(old))
+        regions = copy.deepcopy(old.regions)
+    elif config.finetune == "none":
+        regions, splits = finished_regions(config, splits, regions)
+    regions = regions or new_regions(config, splits.train.classes)
+    model = build_detector(config, splits.train.classes, regions).to(device)
     splits = _usable(splits, model, skipped, config.data, tried=not ranks.first)
     if config.strict and skipped:
         raise DataError(f"{len(skipped)} photo(s) cannot be used: {'; '.join(skipped.values())}")
@@ -96,9 +119,10 @@ def _train(
     if ranks.first:
         run.open(skipped, model.classes, splits.train.digest(config.data))
         before = _Before(old.to(device), splits.val, reporter, skipped) if old else None
-    module = DetectionTraining(model, splits, config)
-    model.vos.start_step = config.start_step(module.total_steps)
-    fit(module, config, run, reporter.callbacks(), ranks, gradient_clip_val=config.clip)
+    if config.finetune != "none":
+        module = DetectionTraining(model, splits, config)
+        model.vos.start_step = config.start_step(module.total_steps)
+        fit(module, config, run, reporter.callbacks(), ranks, gradient_clip_val=config.clip)
     model.to(device).eval()
     found = _detect(model, splits.val, "validation photos", reporter, skipped)
     measured = _map(found, splits.val)
@@ -114,6 +138,7 @@ def _train(
         **on_altered,
         **comparison,
         **held_out_digest(splits.val.paths, config.data, skipped),
+        "finetune": config.finetune,
         "seconds": time.monotonic() - started,
     }
     model.card = model_card(model, metrics)
@@ -167,70 +192,10 @@ def _usable(
     for name, left in (("training", train), ("validation", val)):
         if sum(left.counts().values()) == 0:
             raise DataError(f"{data}: no readable {name} photo with a box")
-    return DetectionSplits(
-        DetectionSet(train.paths, train.objects, train.classes, splits.train.problems),
-        DetectionSet(val.paths, val.objects, val.classes, splits.val.problems),
-        splits.warnings,
-    )
-
-
-def _finished(config: DetectionConfig, classes: list[str]) -> UnknownAwareDetector | None:
-    """The detector of `--from`, if there is one."""
-    if config.start_from is None:
-        return None
-    model = load(config.start_from)
-    if not isinstance(model, UnknownAwareDetector):
-        raise ConfigError(f"{config.start_from}: is a classifier; --from takes a detector")
-    if model.classes != classes:
-        raise ConfigError(
-            f"{config.start_from}: knows {', '.join(model.classes)}, the photos show "
-            f"{', '.join(classes)}; train without --from"
-        )
-    built = _built(model)
-    for name in _BUILT & config.model_fields_set:
-        if (asked := getattr(config, name)) not in (None, built.get(name)):
-            raise ConfigError(
-                f"{name}: {asked} was asked for, and {config.start_from} stays as it was built "
-                f"({model.regions.architecture}); leave it out, or train without --from"
-            )
-    return model
-
-
-def _built(model: UnknownAwareDetector) -> dict[str, Any]:
-    """How a detector was built, by the names of the settings; nothing of other adapters'."""
-    if not isinstance(model.regions, FasterRCNNRegions):
-        return {}
-    settings = model.regions.settings
-    return {
-        "arch": settings.architecture,
-        "image_size": settings.image_size,
-        "box_features": settings.feature_dim,
-        "freeze": settings.frozen_stages,
-        "proposals": settings.proposals,
-    }
-
-
-def _build(
-    config: DetectionConfig, classes: list[str], old: UnknownAwareDetector | None
-) -> UnknownAwareDetector:
-    if old is not None:
-        regions = copy.deepcopy(old.regions)
-        vos = config.vos_settings(len(classes), regions.feature_dim)
-        return UnknownAwareDetector(regions, classes, vos=vos, alpha=config.alpha)
-    settings = FasterRCNNSettings(
-        architecture=config.arch,
-        image_size=config.size,
-        feature_dim=config.box_features,
-        frozen_stages=config.freeze if config.weights != "none" else 0,
-        frozen_norm=config.weights != "none",
-        proposals=config.proposals,
-    )
-    regions = FasterRCNNRegions(len(classes), settings, config.weights)
-    return UnknownAwareDetector(
-        regions,
-        classes,
-        vos=config.vos_settings(len(classes), settings.feature_dim),
-        alpha=config.alpha,
+    return replace(
+        splits,
+        train=replace(train, problems=splits.train.problems),
+        val=replace(val, problems=splits.val.problems),
     )
 
 
@@ -250,9 +215,10 @@ def _calibrate(
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:_FITTED_PHOTOS].tolist()
     learned = splits.train.subset(chosen)
-    on_train = _found_objects(
-        learned, _detect(model, learned, "features of training photos", reporter, skipped)
-    )
+    found_on_train = _detect(model, learned, "features of training photos", reporter, skipped)
+    if config.finetune == "none":
+        check_box_order(model, learned, found_on_train, config.outputs)
+    on_train = _found_objects(learned, found_on_train)
     boxes = [as_boxes(found[i]) for i in found]
     truth = [splits.val.objects[i] for i in found]
     model.box_threshold = best_f1_threshold(boxes, truth, len(model.classes))
@@ -260,10 +226,12 @@ def _calibrate(
     known = torch.cat([finds_object(found[i], splits.val.objects[i]) for i in found])
     known &= held_out["scores"] >= model.box_threshold
     if on_train is None or not known.any():
-        raise TrainingError(
-            "the detector finds none of the objects it was shown; train longer (--epochs), with a "
-            "higher --lr, or larger photos (--image-size)"
+        remedy = (
+            "are weights, outputs and pixels those that it was trained with?"
+            if config.finetune == "none"
+            else "train longer (--epochs), with a higher --lr, or larger photos (--image-size)"
         )
+        raise TrainingError(f"the detector finds none of the objects it was shown; {remedy}")
     model.fit_scores(on_train["scored_features"], on_train["labels"], config.knn_k)
     altered = altered_boxes(model, [splits.val.paths[i] for i in found], reporter.stage)
     model.calibrate(held_out, known, altered)
