@@ -30,7 +30,7 @@ LEFT_OUT = {
     r": python (-m )?benchmarks|: knownot benchmark": "minutes to days; tests/benchmark",
     r": knownot demo": "a minute, with boxes several; tests/test_demo.py, tests/test_scenes.py",
     r": knownot train .*--finetune all|: torchrun": "minutes, several devices; tests/training",
-    r": knownot train .*--finetune none": "weights of one's own; tests/training/test_finished.py",
+    r": knownot train .*--finetune none": "weights of one's own; tests/training/test_finished*.py",
     r": knownot train coco/": "minutes; tests/cli/test_detector_commands.py",
     r": knownot score": "Ray's start takes ten seconds; tests/scale",
     r"(README|cats_dogs)\.md: knownot (export model/|predict model\.onnx)": (

