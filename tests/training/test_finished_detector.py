@@ -26,7 +26,7 @@ from knownot.errors import ConfigError, TrainingError
 from knownot.evaluation.evaluate_detector import evaluate_detector
 from knownot.models.finished_faster_rcnn import FinishedFasterRCNN
 from knownot.training.build_detector import finished_regions
-from knownot.training.config import make_config
+from knownot.training.config import DetectionConfig, make_config
 from knownot.training.fit import Silent
 from knownot.training.train_detector import train_detector
 from tests.pages import run_page
@@ -197,6 +197,21 @@ def test_a_weights_file_by_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     kept = make_config({}, tmp_path / "n" / "training" / "config.yaml")
     assert (kept.arch, kept.image_size) == (SMALL, 64)
+
+
+def test_a_detector_of_one_s_own_can_go_on_learning(
+    half: Path, network: FasterRCNN, tmp_path: Path
+) -> None:
+    config = DetectionConfig(
+        data=half, output=tmp_path / "m", epochs=1, vos_start=0.0, workers=0, lr=1e-4
+    )
+    assert not network.training
+    result = train_detector(config, regions=FinishedFasterRCNN(network))
+    assert result.metrics["val_map_50"] > 0.4
+    assert result.metrics["vos_started"]
+    model = knownot.load(tmp_path / "m", backbone=network)
+    before, after = (m.roi_heads.box_head.fc7.weight for m in (network, model.regions.model))
+    assert not torch.equal(before, after)
 
 
 def test_the_page_runs(

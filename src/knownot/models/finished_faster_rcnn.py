@@ -81,6 +81,7 @@ class FinishedFasterRCNN(FasterRCNNRegions):
         there = levels_by_stride(model)
         strides = tuple(stride for stride in scored_strides if stride in there)
         self.adapt(model, strides)
+        self.train()  # all of it is in the mode that this module says
         transform = model.transform
         self.settings = FinishedSettings(
             architecture=architecture,
