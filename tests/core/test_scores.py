@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean() -> None:
     inverse = np.linalg.inv(covariance)
     expected = [min((row - m) @ inverse @ (row - m) for m in means) for row in x]
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    ours = mahalanobis(*(torch.from_numpy(a) for a in (x, means, whitening)))
+    ours = mahalanobis(*(torch.from_numpy(a) for a in (x, means @ whitening, whitening)))
     assert np.allclose(ours.numpy(), expected)
 
 
@@ -144,3 +145,14 @@ def test_moments_are_those_of_windows_that_hold_all_rows() -> None:
     assert torch.equal(fitted.means[3], fitted.means[0])  # of no row: nothing is nearest to it
     white = torch.linalg.inv(windows.cholesky()).T
     assert torch.allclose(fitted.whitening.double(), white, rtol=1e-5, atol=1e-5)
+
+
+def test_what_follows_from_stored_numbers_is_there_after_loading_and_casting() -> None:
+    features, labels = torch.randn(80, 5), torch.arange(80) % 4
+    fitted = FeatureScores.fit(features, labels, 4, k=3)
+    expected = fitted(features)["mahalanobis"]
+    assert "white_means" not in fitted.state_dict()
+    loaded = torch.nn.ModuleDict({"scores": FeatureScores(4, 5, 80, 3)})
+    loaded.load_state_dict({f"scores.{name}": t for name, t in fitted.state_dict().items()})
+    for again in (loaded["scores"], copy.deepcopy(loaded)["scores"], copy.deepcopy(fitted).half()):
+        assert torch.equal(again(features)["mahalanobis"], expected)

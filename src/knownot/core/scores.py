@@ -37,19 +37,20 @@ def max_softmax(logits: Tensor, background_index: int | None = None) -> Tensor:
     return probabilities.scatter(-1, best, 0).sum(-1)
 
 
-def mahalanobis(features: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
+def mahalanobis(features: Tensor, white_means: Tensor, whitening: Tensor) -> Tensor:
     """Squared Mahalanobis distance (N,) to the nearest class mean.
 
     Args:
         features: Rows (N, D).
-        means: Class means (K, D).
+        white_means: Class means, whitened (K, D).
         whitening: `L^{-T}` (D, D) for a shared covariance `L L^T`: rows times it are whitened.
 
     Reference: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples
     and Adversarial Attacks", NeurIPS 2018.
     """
-    white, white_means = features @ whitening, means @ whitening
-    distance = torch.cdist(white, white_means, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = torch.cdist(
+        features @ whitening, white_means, compute_mode="donot_use_mm_for_euclid_dist"
+    )
     return distance.amin(-1).square()
 
 
@@ -98,6 +99,7 @@ class FeatureScores(FixedDtypeModule):
 
     means: Tensor
     whitening: Tensor
+    white_means: Tensor
     bank: Tensor
 
     def __init__(
@@ -114,6 +116,9 @@ class FeatureScores(FixedDtypeModule):
         self.bank_rows: Tensor | None = None
         self.register_fixed("means", torch.zeros(num_classes, feature_dim))
         self.register_fixed("whitening", torch.eye(feature_dim))
+        # Follows from the two; of many classes it would take as long as the distances of a batch.
+        self.register_fixed("white_means", torch.zeros(num_classes, feature_dim), persistent=False)
+        self.register_load_state_dict_post_hook(_whiten_means)  # type: ignore[no-untyped-call]
         self.register_fixed("bank", torch.zeros(bank_size, feature_dim - earlier_dim))
 
     @classmethod
@@ -150,6 +155,7 @@ class FeatureScores(FixedDtypeModule):
         eye = torch.eye(features.shape[1], dtype=torch.float64)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         fitted.whitening.copy_(inverse.T)
+        _whiten_means(fitted)
         fitted.bank.copy_(last[keep])
         fitted.bank_rows = keep
         return fitted
@@ -171,7 +177,7 @@ class FeatureScores(FixedDtypeModule):
         with _in_full_precision(features):
             last, both = self._unit(features)
             return {
-                "mahalanobis": mahalanobis(both, self.means, self.whitening),
+                "mahalanobis": mahalanobis(both, self.white_means, self.whitening),
                 "knn": knn(last, self.bank, self.k),
             }
 
@@ -191,6 +197,11 @@ class FeatureScores(FixedDtypeModule):
         if not self.earlier_dim:
             return last, last
         return last, torch.cat([last, F.normalize(rows[..., -self.earlier_dim :], dim=-1)], dim=-1)
+
+
+@torch.no_grad()
+def _whiten_means(scores: FeatureScores, _: object = None) -> None:
+    scores.white_means = scores.means @ scores.whitening
 
 
 def _in_full_precision(rows: Tensor) -> AbstractContextManager[object]:

@@ -67,6 +67,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
     """
 
     task: ClassVar[Literal["classify", "detect"]]
+    max_bank: ClassVar[int] = 20_000  # rows that the kNN score remembers
     vos: VirtualOutlierLoss
     vos_settings: VosSettings
 
@@ -135,6 +136,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
             labels.cpu().long(),
             len(self.classes),
             k=k,
+            max_bank=self.max_bank,
             generator=generator,
             earlier_dim=self.earlier_dim,
         ).to(self.device)
