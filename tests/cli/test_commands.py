@@ -53,13 +53,15 @@ def test_every_setting_is_a_flag_and_the_help_knows_its_default() -> None:
     helps = {param.name: param.help for param in params}
     fields = TrainConfig.model_fields | DetectionConfig.model_fields
     assert set(helps) == {*fields, "config", "json_output"}
-    for name, field in fields.items():
-        if name == "task":
-            continue  # "auto" on the command line: the data decide
-        told = re.search(r"\(default: (\S+)\)", helps[name])
-        if isinstance(field.default, (str, int, float, Path)) and field.default is not False:
-            assert told, name
-            assert type(field.default)(told[1]) == field.default, name
+    for kind in (TrainConfig, DetectionConfig):
+        for name, field in kind.model_fields.items():
+            if name == "task":
+                continue  # "auto" on the command line: the data decide
+            told = re.search(r"\(default: (\S+?)(?:; detector (\S+))?\)", helps[name])
+            if isinstance(field.default, (str, int, float, Path)) and field.default is not False:
+                assert told, name
+                default = told[2] if told[2] and kind is DetectionConfig else told[1]
+                assert type(field.default)(default) == field.default, name
 
 
 def test_the_group_lists_commands_and_exit_codes(knownot_command: Run) -> None:

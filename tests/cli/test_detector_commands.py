@@ -34,7 +34,8 @@ def test_train_takes_boxes_for_a_detector(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--finetune", "all"), "one of classifiers"),
+        (("--bottleneck", "64"), "one of classifiers"),
+        (("--finetune", "head"), "finetune: Input should be 'all' or 'none'"),
         (("--task", "classify"), "class folder without a photo"),
         (("--arch", "resnet19"), "did you mean"),
         (("--epochs", "0"), "greater than or equal to 1"),

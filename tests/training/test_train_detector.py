@@ -297,7 +297,7 @@ def test_the_task_follows_from_the_data(few: Path, tmp_path: Path) -> None:
     assert isinstance(make_config({"data": few}), DetectionConfig)
     assert make_config({"data": few}).n_epochs == 12
     with pytest.raises(ConfigError, match="one of classifiers"):
-        make_config({"data": few, "finetune": "all"})
+        make_config({"data": few, "bottleneck": 64})
     with pytest.raises(ConfigError, match="one of detectors"):
         make_config({"data": tmp_path, "freeze": 1})
     with pytest.raises(ConfigError, match="expected auto, classify or detect"):
