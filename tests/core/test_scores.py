@@ -154,5 +154,12 @@ def test_what_follows_from_stored_numbers_is_there_after_loading_and_casting() -
     assert "white_means" not in fitted.state_dict()
     loaded = torch.nn.ModuleDict({"scores": FeatureScores(4, 5, 80, 3)})
     loaded.load_state_dict({f"scores.{name}": t for name, t in fitted.state_dict().items()})
-    for again in (loaded["scores"], copy.deepcopy(loaded)["scores"], copy.deepcopy(fitted).half()):
+    with torch.autocast("cpu"):
+        among_half = FeatureScores.fit(features, labels, 4, k=3)
+    for again in (
+        among_half,
+        loaded["scores"],
+        copy.deepcopy(loaded)["scores"],
+        copy.deepcopy(fitted).half(),
+    ):
         assert torch.equal(again(features)["mahalanobis"], expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.rpn import AnchorGenerator
 
 from knownot.data.detection_folder import read_detection_splits
 from knownot.data.detection_set import DetectionSet
@@ -21,6 +25,8 @@ from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.export.parity import generated_photos
 from knownot.export.recorded_photos import detector_photos, with_objects
 from knownot.models.detector import UnknownAwareDetector
+from knownot.models.faster_rcnn import AdaptedFasterRCNN
+from knownot.models.finished_faster_rcnn import FinishedFasterRCNN
 from knownot.models.regions import RegionModel
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.runtime import OnnxDetector
@@ -169,14 +175,8 @@ def test_other_formats_of_a_detector_are_refused(exported_detector: Pair, tmp_pa
         export_model(exported_detector[0], tmp_path / "d.pt2", form="torch")
 
 
-@pytest.mark.parametrize(
-    "architecture", ["fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"]
-)
 @torch.no_grad()
-def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
-    torch.manual_seed(0)
-    settings = FasterRCNNSettings(architecture=architecture, image_size=64, feature_dim=16)
-    regions = FasterRCNNRegions(2, settings, weights="none")
+def same_when_traced(regions: AdaptedFasterRCNN) -> None:
     # Random weights find equal scores everywhere, and of equal ones any may come first.
     for module in regions.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -192,9 +192,43 @@ def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
         assert labels.tolist() == one["labels"].tolist()
         apart = (boxes - one["boxes"]).abs() / max(photo.shape)
         assert (apart < 1e-4).all()
-        for value, name in ((scores, "scores"), (logits, "logits"), (seen, "scored_features")):
-            torch.testing.assert_close(value, one[name], atol=5e-3, rtol=1e-3)
+        read = one.get("scored_features", one["features"])
+        for value, own in ((scores, one["scores"]), (logits, one["logits"]), (seen, read)):
+            torch.testing.assert_close(value, own, atol=5e-3, rtol=1e-3)
     assert sum(len(one["labels"]) for one in expected) > 20
+
+
+@pytest.mark.parametrize(
+    "architecture", ["fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"]
+)
+def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
+    torch.manual_seed(0)
+    settings = FasterRCNNSettings(architecture=architecture, image_size=64, feature_dim=16)
+    same_when_traced(FasterRCNNRegions(2, settings, weights="none"))
+
+
+def one_map() -> FasterRCNN:
+    """As torchvision's tutorial has it: a plain backbone, no pyramid."""
+    layers = [nn.Conv2d(3, 32, 5, 4, 2), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 5, 4, 2)]
+    backbone = nn.Sequential(*layers, nn.BatchNorm2d(64), nn.ReLU())
+    backbone.out_channels = 64
+    anchors = AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),))
+    return FasterRCNN(backbone, 3, min_size=64, max_size=200, rpn_anchor_generator=anchors)
+
+
+def second_version() -> FasterRCNN:
+    network = fasterrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, num_classes=3, min_size=64
+    )
+    # Its box head has norms that saw nothing, so that its features would be in the thousands.
+    network.roi_heads.box_head[-2].weight.data *= 1e-3
+    return network
+
+
+@pytest.mark.parametrize("build", [one_map, second_version])
+def test_what_is_traced_finds_what_a_finished_detector_finds(build: Any) -> None:
+    torch.manual_seed(0)
+    same_when_traced(FinishedFasterRCNN(build()))
 
 
 def test_the_record_tells_what_photos_a_detector_saw(scenes: Path, tmp_path: Path) -> None:

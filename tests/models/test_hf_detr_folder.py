@@ -103,6 +103,7 @@ def test_the_folder_holds_no_path_of_its_maker(model: UnknownAwareDetector) -> N
         ('"backbone_config"', '"backbone"', "expected a backbone_config"),
         ('"score_threshold": 0.05', '"score_threshold": 2', "score_threshold"),
         ('"hf_detr"', '"regions"', "no 'regions' in this version"),
+        ('"hf_detr"', '"faster_rcnn"', "no 'faster_rcnn' in this version"),
         ('"hf_detr"', '"../hf_detr"', "adapter"),
     ],
 )

@@ -201,7 +201,8 @@ class FeatureScores(FixedDtypeModule):
 
 @torch.no_grad()
 def _whiten_means(scores: FeatureScores, _: object = None) -> None:
-    scores.white_means = scores.means @ scores.whitening
+    with _in_full_precision(scores.means):
+        scores.white_means = scores.means @ scores.whitening
 
 
 def _in_full_precision(rows: Tensor) -> AbstractContextManager[object]:

@@ -69,13 +69,8 @@ def read_coco(
     photos = _read_photos(entries, folder, path, problems)
     _read_boxes(content["annotations"], photos, categories, path, problems)
     kept = {id(photo): photo for photo in photos.values() if photo is not None}.values()
-    by_id = _smallest_ids(categories)
-    return replace(
-        detection_set(
-            [*kept], sorted(by_id, key=lambda name: by_id[name]), classes, path, problems
-        ),
-        category_ids=by_id,
-    )
+    ids = _smallest_ids(categories)
+    return replace(detection_set([*kept], [*ids], classes, path, problems), category_ids=ids)
 
 
 @dataclass(frozen=True)
@@ -112,8 +107,11 @@ def read_coco_names(annotations: str | Path) -> CocoNames:
 
 
 def _smallest_ids(names: dict[int, str]) -> dict[str, int]:
-    """Smallest id of each category, of names by ascending id."""
-    return {name: number for number, name in reversed(names.items())}
+    """Smallest id of each category, ascending, of names by ascending id."""
+    smallest: dict[str, int] = {}
+    for number, name in names.items():
+        smallest.setdefault(name, number)
+    return smallest
 
 
 def _load(path: Path, keys: Sequence[str] = _KEYS) -> dict[str, list[Any]]:

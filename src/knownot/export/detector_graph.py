@@ -12,8 +12,8 @@ from knownot.core.calibration import CalibrationTable, flagged
 from knownot.errors import ConfigError
 from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.models.detector import SIZE_BORDERS, UnknownAwareDetector
+from knownot.models.faster_rcnn import AdaptedFasterRCNN
 from knownot.models.shown_boxes import without_repeats
-from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions
 
 
 class DetectorGraph(nn.Module):
@@ -28,13 +28,13 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, model: UnknownAwareDetector) -> None:
         super().__init__()
-        if not isinstance(model.regions, FasterRCNNRegions):
+        if not isinstance(model.regions, AdaptedFasterRCNN):
             raise ConfigError(
                 "export: only classifiers and Faster R-CNN detectors can be exported, and this is "
                 f"a detector on {type(model.regions).__name__}"
             )
         self.model = copy.deepcopy(model)
-        assert isinstance(self.model.regions, FasterRCNNRegions)
+        assert isinstance(self.model.regions, AdaptedFasterRCNN)
         self.detect = TraceableFasterRCNN(self.model.regions)
         self.names = list(model.calibrations)
         groups = len(model.classes) * (len(SIZE_BORDERS) + 1)

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import nms, roi_align
 
-from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions
+from knownot.models.faster_rcnn import AdaptedFasterRCNN
 
 _LEAST_PROPOSAL, _LEAST_BOX = 1e-3, 1e-2  # sides in pixels, as torchvision has them
 
 
 class TraceableFasterRCNN(nn.Module):
-    """What `FasterRCNNRegions.detect` finds in one photo.
+    """What `AdaptedFasterRCNN.detect` finds in one photo.
 
     Args:
         regions: The detector, on the CPU; it is changed so that it serves nothing else.
     """
 
-    def __init__(self, regions: FasterRCNNRegions) -> None:
+    def __init__(self, regions: AdaptedFasterRCNN) -> None:
         super().__init__()
         self.model: FasterRCNN = regions.model.eval()
         _fix_padding(self.model.backbone)
@@ -45,6 +45,8 @@ class TraceableFasterRCNN(nn.Module):
         sides = torch.stack([_length(photo, 0), _length(photo, 1)])
         image, size = self._resized(photo, sides)
         maps = self.model.backbone(image)
+        if isinstance(maps, Tensor):
+            maps = {"0": maps}  # as torchvision names a single one
         proposals = self._proposals(image, maps, size)
         features = self.model.roi_heads.box_head(self._pooled(maps, proposals))
         logits, deltas = self.model.roi_heads.box_predictor(features)

@@ -1,6 +1,7 @@
 """Faster R-CNNs that are trained already, taken as torchvision has them: every box stays what it was.
 
-`FasterRCNNRegions` builds a detector to be trained; here one comes with its weights, last layer included.
+`torchvision_faster_rcnn` builds detectors to be trained; here one comes with its weights, last
+layer included.
 """
 
 from __future__ import annotations
@@ -19,15 +20,9 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from knownot.errors import ConfigError, ModelFileError
+from knownot.models.faster_rcnn import AdaptedFasterRCNN, levels_by_stride
 from knownot.models.finished import unwrapped
-from knownot.models.torchvision_faster_rcnn import (
-    SHIPPED,
-    STRIDES,
-    FasterRCNNRegions,
-    fix_norms,
-    levels_by_stride,
-    what_is_fixed,
-)
+from knownot.models.torchvision_faster_rcnn import SHIPPED, STRIDES, fix_norms, what_is_fixed
 from knownot.models.weights_file import load_weights, read_weights
 
 CUSTOM = "custom"
@@ -52,7 +47,7 @@ class FinishedSettings(BaseModel):
     scored_strides: tuple[int, ...] = Field(STRIDES, max_length=len(STRIDES) + 1)
 
 
-class FinishedFasterRCNN(FasterRCNNRegions):
+class FinishedFasterRCNN(AdaptedFasterRCNN):
     """A Faster R-CNN of torchvision's, with its weights and its own settings.
 
     Args:
@@ -66,21 +61,18 @@ class FinishedFasterRCNN(FasterRCNNRegions):
         ConfigError: If it is another kind of network, or has parts of its own in place of torchvision's.
     """
 
-    settings: FinishedSettings  # type: ignore[assignment]
-
     def __init__(
         self,
         network: nn.Module,
         architecture: str = CUSTOM,
         scored_strides: Sequence[int] = STRIDES,
     ) -> None:
-        nn.Module.__init__(self)
         network = unwrapped(network)
         _refuse_others(network)
         model: Any = copy.deepcopy(network).float()
         there = levels_by_stride(model)
         strides = tuple(stride for stride in scored_strides if stride in there)
-        self.adapt(model, strides)
+        super().__init__(model, strides)
         self.train()  # all of it is in the mode that this module says
         transform = model.transform
         self.settings = FinishedSettings(
@@ -115,6 +107,10 @@ class FinishedFasterRCNN(FasterRCNNRegions):
         transform = self.model.transform
         transform.min_size, transform.max_size = (self.image_size,), self.settings.max_size
         transform.image_mean, transform.image_std = [*self.settings.mean], [*self.settings.std]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings."""
+        return self.settings.model_dump()
 
     @classmethod
     def rebuild(cls, num_classes: int, description: dict[str, Any]) -> FinishedFasterRCNN:
@@ -166,7 +162,7 @@ def finished_faster_rcnn(architecture: str, weights: str) -> FinishedFasterRCNN:
     if architecture not in NAMES:
         raise ConfigError(
             f"arch: {architecture} is none of the detectors that are taken as they are, "
-            f"{', '.join(NAMES)}; any other Faster R-CNN goes by Python, see docs/finished.md"
+            f"{', '.join(NAMES)}; any other Faster R-CNN goes by Python, see docs/finished_detector.md"
         )
     if weights in ("none", "pypi"):
         raise ConfigError(

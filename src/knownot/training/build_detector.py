@@ -126,7 +126,11 @@ def how_built(model: UnknownAwareDetector) -> dict[str, Any]:
     """How a detector was built, by the names of the settings; nothing of other adapters'."""
     regions = model.regions
     if isinstance(regions, FinishedFasterRCNN):
-        return {"arch": regions.settings.architecture, "image_size": regions.image_size}
+        return {
+            "arch": regions.settings.architecture,
+            "image_size": regions.image_size,
+            "box_features": regions.feature_dim,
+        }
     if not isinstance(regions, FasterRCNNRegions):
         return {}
     return {

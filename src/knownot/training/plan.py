@@ -18,7 +18,6 @@ from knownot.training.config import CommonConfig, DetectionConfig, TrainConfig
 # features, and the loss has hardly anything to tell apart.
 _USEFUL_RADIUS_RATIO = 1.15
 
-
 _SEEN = (
     "if the network was trained on these photos, new ones of its classes may be called unknown too "
     "often: "
