@@ -362,8 +362,43 @@ def test_ctrl_c_while_workers_start_is_not_lost(photos: Path, tmp_path: Path) ->
     run += ["--image-size", "32", "--finetune", "all", "--epochs", "1", "--device", "cpu"]
     ended = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 130, ended.stderr
-    assert "--resume" in ended.stderr
+    assert "interrupted" in ended.stderr
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM to a process")
+def test_sigterm_before_the_first_step_ends_as_ctrl_c_does(photos: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, signal\n"
+        "from PIL import Image\n"
+        "opened = Image.open\n"
+        "def terminated(*args, **settings):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return opened(*args, **settings)\n"
+        "Image.open = terminated\n"
+        "from knownot.cli.main import main\n"
+        "main()\n"
+    )
+    run = [sys.executable, "-c", program, "train", str(photos), "-o", str(tmp_path / "m")]
+    run += ["--image-size", "32", "--workers", "0"]
+    ended = subprocess.run(run, capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert "interrupted" in ended.stderr
+    assert "--resume" not in ended.stderr  # there is nothing to go on with
+    assert not (tmp_path / "m").exists()
+
+
+def test_photos_that_the_model_has_seen_are_told(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    for split, said in (("val", "trained on 0 and calibrated on"), ("train", "calibrated on 0")):
+        result = knownot_command("evaluate", model, "--id", photos / split, "-o", tmp_path / split)
+        assert result.code == 0, result.err
+        assert said in result.err
+    unseen = knownot_command("evaluate", model, "--id", photos / "test", "-o", tmp_path / "test")
+    assert "says too much good" not in unseen.err
+    summary = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert (summary["id_trained_on"], summary["id_calibrated_on"]) == (0, 0)
 
 
 def test_help_fits_a_narrow_screen(knownot_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,6 @@ from knownot.export.detector_parity import DetectorParity, check_detector_parity
 from knownot.export.export import export_model
 from knownot.export.faster_rcnn import TraceableFasterRCNN
 from knownot.export.parity import generated_photos
-from knownot.export.recorded_photos import detector_photos, with_objects
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.faster_rcnn import AdaptedFasterRCNN
 from knownot.models.finished_faster_rcnn import FinishedFasterRCNN
@@ -31,6 +30,7 @@ from knownot.models.regions import RegionModel
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
 from knownot.runtime import OnnxDetector
 from knownot.training.config import DetectionConfig
+from knownot.training.recorded_photos import detector_photos, with_objects
 from tests.helpers import tiny_detector
 
 Pair = tuple[UnknownAwareDetector, Path]

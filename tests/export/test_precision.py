@@ -24,11 +24,11 @@ from knownot.errors import ConfigError, DataError, ExportError
 from knownot.export.agreement import Agreement, check_agreement
 from knownot.export.export import export_model
 from knownot.export.precision import PrecisionName, halve_backbone, in_int8
-from knownot.export.recorded_photos import classifier_photos
 from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.model_folder import save
 from knownot.runtime import OnnxClassifier, OnnxDetector
+from knownot.training.recorded_photos import classifier_photos
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
 from tests.helpers import (
     COLOURS,

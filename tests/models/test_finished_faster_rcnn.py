@@ -60,7 +60,7 @@ def test_a_file_gives_torchvision_s_boxes(name: str, suffix: str, tmp_path: Path
         save_file(state, path)
     regions = finished_faster_rcnn(name, str(path))
     assert regions.num_classes == 3
-    regions.read_photos(image_size=96)
+    regions.set_up(image_size=96)
     if name == SMALL:
         assert regions.settings.max_size == 640  # its own, not torchvision's 1333
     own.transform.max_size = regions.settings.max_size
@@ -167,7 +167,7 @@ def test_detectors_of_one_s_own(backbone: Any, levels: int, width: int) -> None:
     assert regions.settings.mean == (0.5, 0.5, 0.5)
     same_boxes(own, regions)
     regions.keep([2, 1])
-    with pytest.raises(ConfigError, match="of your own; give load"):
+    with pytest.raises(ConfigError, match="of your own, which Python alone"):
         FinishedFasterRCNN.rebuild(2, regions.describe())
     again = FinishedFasterRCNN.rebuild_around(own, 2, regions.describe())
     again.load_state_dict(regions.state_dict())
@@ -215,6 +215,11 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
     torch.save(network("fasterrcnn_resnet50_fpn").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ModelFileError, match="does not fit"):
         finished_faster_rcnn(SMALL, str(tmp_path / "other.pth"))
+    broken = network()
+    torch.nn.init.constant_(broken.roi_heads.box_head.fc6.bias, torch.nan)
+    torch.save(broken.state_dict(), tmp_path / "broken.pth")
+    with pytest.raises(ModelFileError, match=r"box_head\.fc6\.bias holds numbers"):
+        finished_faster_rcnn(SMALL, str(tmp_path / "broken.pth"))
     torch.save(network().backbone.state_dict(), tmp_path / "part.pth")
     with pytest.raises(ModelFileError, match="lacks roi_heads"):
         finished_faster_rcnn(SMALL, str(tmp_path / "part.pth"))

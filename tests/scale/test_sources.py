@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -57,13 +56,6 @@ def test_a_folder_of_a_store_is_taken_by_its_name_and_hidden_files_are_left(fold
     store.pipe("/plain/.thumbs/a.png", content)
     store.pipe("/plain/b.png", content)
     assert list_photos("memory://plain/**/*.png") == ["memory:///plain/b.png"]
-
-
-def test_a_pipe_with_a_photos_name_keeps_nobody_waiting(folder: Path) -> None:
-    os.mkfifo(folder / "red" / "0000.png.jpg")
-    (pipe,) = (photo for photo in list_photos(str(folder)) if photo.endswith(".jpg"))
-    with pytest.raises(DataError, match="is no regular file"):
-        open_listed(pipe, "/", 16)
 
 
 def test_a_store_has_the_same_photos(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torchvision.models import get_model
-from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
@@ -131,6 +131,45 @@ def test_categories_without_objects_need_no_output(
     result = train_detector(finished(data, tmp_path / "m"), regions=FinishedFasterRCNN(network))
     assert "shapes" not in result.metrics["n_train_per_class"]
     assert result.metrics["val_map_50"] > 0.5
+
+
+def test_outputs_that_no_category_has_are_left_out_of_the_folder_too(
+    half: Path, network: FasterRCNN, tmp_path: Path
+) -> None:
+    """Labels that are category ids with gaps, in a detector that Python alone can build."""
+    data = tmp_path / "data"
+    (data / "annotations").mkdir(parents=True)
+    (data / "images").symlink_to(half / "images")
+    for split in ("train", "val"):
+        coco = json.loads((half / "annotations" / f"{split}.json").read_text())
+        ids = sorted(category["id"] for category in coco["categories"])
+        apart = {number: 2 * place + 2 for place, number in enumerate(ids)}  # 2, 4, 6, 8
+        for category in coco["categories"]:
+            category["id"] = apart[category["id"]]
+        for annotation in coco["annotations"]:
+            annotation["category_id"] = apart[annotation["category_id"]]
+        (data / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+    wide = copy.deepcopy(network)
+    few = wide.roi_heads.box_predictor
+    many = wide.roi_heads.box_predictor = FastRCNNPredictor(few.cls_score.in_features, 9)
+    with torch.no_grad():
+        many.cls_score.bias.fill_(-30.0)
+        for own in range(5):
+            many.cls_score.weight[2 * own] = few.cls_score.weight[own]
+            many.cls_score.bias[2 * own] = few.cls_score.bias[own]
+            rows, of = slice(8 * own, 8 * own + 4), slice(4 * own, 4 * own + 4)
+            many.bbox_pred.weight[rows] = few.bbox_pred.weight[of]
+            many.bbox_pred.bias[rows] = few.bbox_pred.bias[of]
+    wide.roi_heads.nms_thresh = 0.3
+    result = train_detector(finished(data, tmp_path / "m"), regions=FinishedFasterRCNN(wide))
+    assert result.metrics["val_map_50"] > 0.5
+    # What the folder records decides, however the network is that is given.
+    wide.roi_heads.nms_thresh = 0.9
+    for given in (wide, network):  # the last layer is the folder's
+        model = knownot.load(tmp_path / "m", backbone=given)
+        assert model.regions.model.roi_heads.nms_thresh == 0.3
+        evaluated = evaluate_detector(model, data / "annotations" / "val.json").summary["map"]
+        assert evaluated == pytest.approx(result.metrics["val_map"], abs=1e-6)
 
 
 def few_scenes(root: Path) -> Path:

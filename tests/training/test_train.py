@@ -21,10 +21,10 @@ from knownot.core.calibration import ConformalCalibration
 from knownot.data.photo import open_photo
 from knownot.data.thumbnails import Thumbnails
 from knownot.errors import ConfigError, DataError, TrainingError
-from knownot.export.recorded_photos import classifier_photos
 from knownot.models.model_folder import load
 from knownot.training.fit import Silent
 from knownot.training.plan import make_plan
+from knownot.training.recorded_photos import classifier_photos
 from tests.helpers import (
     COLOURS,
     UNKNOWN_COLOUR,

@@ -16,6 +16,8 @@ from knownot.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
+_NO_UNKNOWN = 1e-6  # whoever asks for fewer wants none
+
 
 def stdout() -> Console:
     """Console for results."""
@@ -59,7 +61,8 @@ def report_folder(output: Path | None, model: Path, kind: str) -> Path:
 
 def note_if_nothing_is_unknown(calibrated_on: int | None, alpha: float) -> None:
     """Say so where no p-value among so many calibration scores can be below alpha."""
-    if calibrated_on is None or not 0 < alpha < 1:  # a wrong alpha is told where it is used
+    # A wrong alpha is told where it is used; one so small asks for no unknown.
+    if calibrated_on is None or not _NO_UNKNOWN < alpha < 1:
         return
     least = least_calibration(alpha)
     if calibrated_on < least:

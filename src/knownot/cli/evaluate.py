@@ -71,6 +71,7 @@ def evaluate(
     """
     from knownot.models.detector import UnknownAwareDetector
     from knownot.models.model_folder import load
+    from knownot.training.recorded_photos import seen_before
 
     output = report_folder(output, model, "evaluation")
     folders = [*(ood or []), *(more_ood or [])]
@@ -102,7 +103,15 @@ def evaluate(
             if proposals:
                 raise ConfigError("--proposals: is one of detectors, and the model is a classifier")
             report = run(loaded, id_folder, folders, score=score, alpha=alpha, progress=begin)
+    trained_on, calibrated_on = seen_before(model, report.id_set.paths)
+    report.summary.update(id_trained_on=trained_on, id_calibrated_on=calibrated_on)
     path = report.save(output)
+    if trained_on or calibrated_on:
+        stderr().print(
+            f"[yellow]note[/] of the known photos it was trained on {trained_on} and calibrated on "
+            f"{calibrated_on}: what is measured on them says too much good of it",
+            soft_wrap=True,
+        )
     note_if_nothing_is_unknown(loaded.calibrated_on, report.summary["alpha"])
     if json_output:
         print_json(report.summary)

@@ -80,13 +80,13 @@ def export(
     from knownot.cli.photo_arguments import expand
     from knownot.data.thumbnails import FOLDER
     from knownot.export.export import ENDINGS, check_output, export_model
-    from knownot.export.recorded_photos import (
+    from knownot.models.model_folder import load
+    from knownot.training.recorded_photos import (
         classifier_photos,
         detector_photos,
         spread,
         with_objects,
     )
-    from knownot.models.model_folder import load
 
     output = output or Path(model.resolve().name + ENDINGS[form.value])
     check_output(output, overwrite, form.value)

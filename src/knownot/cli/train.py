@@ -256,15 +256,21 @@ def _run_task(config: Config, printer: _Printer) -> TrainResult:
 
 
 def _train(config: Config, json_output: bool) -> None:
+    from knownot.interrupt import sigterm_as_ctrl_c
+    from knownot.training.config import TrainConfig
+    from knownot.training.run_folder import can_be_resumed
+
     note = stderr()
     try:
-        with photo_progress(json_output) as begin:
+        with sigterm_as_ctrl_c(), photo_progress(json_output) as begin:
             result = _run_task(config, _Printer(begin, json_output))
     except KeyboardInterrupt:
-        note.print(
-            "\n[yellow]interrupted.[/] Finished epochs and computed features are kept; the same "
-            "command with [bold]--resume[/] goes on."
-        )
+        how = "No epoch was finished; the same command starts anew."
+        if can_be_resumed(config):
+            how = "Finished epochs are kept; the same command with [bold]--resume[/] goes on."
+        elif isinstance(config, TrainConfig) and config.finetune != "all":
+            how = "Computed features are kept; the same command goes on from them."
+        note.print(f"\n[yellow]interrupted.[/] {how}")
         raise typer.Exit(130) from None
     if json_output:
         print_json({"model": str(result.folder), **result.metrics})
@@ -359,7 +365,7 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
         stderr().print(
             f"note: nothing can be called unknown: alpha {metrics['alpha']:g} takes at least "
             f"{least_calibration(metrics['alpha'])} known objects found on validation photos, here are "
-            f"{metrics['calibration_boxes']}; add photos, train longer, or raise --alpha"
+            f"{metrics['calibration_boxes']}; add photos, or raise --alpha"
         )
     stderr().print(f"next: [bold]knownot predict {plain(folder)} new-photos/[/]")
 

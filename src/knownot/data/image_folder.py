@@ -126,7 +126,8 @@ def read_labelled(root: str | Path, classes: Sequence[str] | None = None) -> Pho
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise DataError(
-            f"{root}: has no sub-folders; expected {root}/<class name>/<photos> for each class"
+            f"{root}: has no sub-folders; expected {root}/<class name>/<photos> for each class, or for a "
+            "detector COCO or VOC annotations"
         )
     names = list(classes) if classes is not None else [p.name for p in folders]
     strange = [p.name for p in folders if p.name not in names]

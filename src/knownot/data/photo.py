@@ -47,7 +47,7 @@ def open_photo(path: str | Path, at_least: int | None = None) -> Image.Image:
         DataError: If the file is missing, empty, damaged, not a photo, or larger than 100 megapixels.
     """
     path = Path(path)
-    refuse_pipe(path, str(path))
+    _refuse_pipe(path)
     try:
         return decode_photo(path, str(path), at_least)
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: If the file is not a photo, or larger than `open_photo` takes.
     """
-    refuse_pipe(path, str(path))
+    _refuse_pipe(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -207,12 +207,12 @@ def is_photo_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def refuse_pipe(path: Path, name: str) -> None:
-    """Raise `DataError`, naming it, for what would keep a reader waiting until someone writes."""
+def _refuse_pipe(path: Path) -> None:
+    """Raise `DataError` for what would keep its reader waiting for someone to write."""
     with suppress(OSError, ValueError):  # what is missing is told by whoever opens it
         kind = path.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise DataError(f"{name}: is no regular file")
+            raise DataError(f"{path}: is no regular file")
 
 
 def _exif_may_follow(png: Path) -> bool:

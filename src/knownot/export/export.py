@@ -208,7 +208,9 @@ def check_output(output: Path, overwrite: bool, form: FormatName) -> None:
     if output.is_dir():
         raise DataError(f"{output}: is a folder; give the name of a file, such as model.onnx")
     if output.exists() and not overwrite:
-        raise DataError(f"{output}: exists; choose another name with -o, or add --overwrite")
+        raise DataError(
+            f"{output}: exists; choose another name with -o, or add --overwrite (in Python overwrite=True)"
+        )
 
 
 def _graph(model: UnknownAwareModel, nearest: bool) -> ClassifierGraph | DetectorGraph:

@@ -42,6 +42,9 @@ class FinishedSettings(BaseModel):
     max_size: int = Field(ge=32, le=8192, description="longer side at most")
     mean: tuple[_Share, _Share, _Share]
     std: tuple[_Spread, _Spread, _Spread]
+    score_threshold: float | None = Field(None, ge=0, le=1, description="none: the network's")
+    nms_threshold: float | None = Field(None, gt=0, le=1, description="none: the network's")
+    detections: int | None = Field(None, ge=1, le=100_000, description="none: the network's")
     fixed_norm_eps: float | None = Field(None, ge=0, lt=1)
     fixed_parameters: int = Field(0, ge=0)
     scored_strides: tuple[int, ...] = Field(STRIDES, max_length=len(STRIDES) + 1)
@@ -81,6 +84,9 @@ class FinishedFasterRCNN(AdaptedFasterRCNN):
             max_size=transform.max_size,
             mean=tuple(transform.image_mean),
             std=tuple(transform.image_std),
+            score_threshold=model.roi_heads.score_thresh,
+            nms_threshold=model.roi_heads.nms_thresh,
+            detections=model.roi_heads.detections_per_img,
             scored_strides=strides,
             **what_is_fixed(model),
         )
@@ -97,16 +103,22 @@ class FinishedFasterRCNN(AdaptedFasterRCNN):
             for layer, chosen in (("cls_score", rows), ("bbox_pred", fours)):
                 for name, values in getattr(predictor, layer).named_parameters():
                     getattr(getattr(kept, layer), name).copy_(values[chosen.to(values.device)])
-        self.model.roi_heads.replace_predictor(kept.to(predictor.cls_score.weight.device))
-        self.num_classes = len(outputs)
+        self._end_in(kept.to(predictor.cls_score.weight.device))
 
-    def read_photos(self, **said: Any) -> None:
-        """Read photos otherwise than the network does by itself: `image_size`, `mean`, `std`."""
+    def _end_in(self, predictor: FastRCNNPredictor) -> None:
+        self.model.roi_heads.replace_predictor(predictor)
+        self.num_classes = predictor.cls_score.out_features - 1
+
+    def set_up(self, **said: Any) -> None:
+        """Read photos and choose boxes by these settings, not by the network's own."""
         self.settings = self.settings.model_copy(update=said)
         self.image_size = self.settings.image_size
-        transform = self.model.transform
+        transform, heads = self.model.transform, self.model.roi_heads
         transform.min_size, transform.max_size = (self.image_size,), self.settings.max_size
         transform.image_mean, transform.image_std = [*self.settings.mean], [*self.settings.std]
+        heads.score_thresh = self.settings.score_threshold
+        heads.nms_thresh = self.settings.nms_threshold
+        heads.detections_per_img = self.settings.detections
 
     def describe(self) -> dict[str, Any]:
         """The settings."""
@@ -118,7 +130,8 @@ class FinishedFasterRCNN(AdaptedFasterRCNN):
         settings = FinishedSettings(**description)
         if settings.architecture == CUSTOM:
             raise ConfigError(
-                "was made of a detector of your own; give load(..., backbone=detector)"
+                "was made of a detector of your own, which Python alone can give: knownot.load(..., "
+                "backbone=detector); commands take its exported file, see docs/finished_detector.md"
             )
         network = _built(settings.architecture, num_classes + 1)
         if settings.fixed_norm_eps is not None:
@@ -142,9 +155,9 @@ class FinishedFasterRCNN(AdaptedFasterRCNN):
         cls, network: nn.Module, num_classes: int, settings: FinishedSettings
     ) -> FinishedFasterRCNN:
         regions = cls(network, settings.architecture, settings.scored_strides)
-        if regions.num_classes != num_classes:
-            regions.keep([0] * num_classes)  # the weights are to come
-        regions.read_photos(**settings.model_dump())
+        if regions.num_classes != num_classes:  # outputs were left out; the weights are to come
+            regions._end_in(FastRCNNPredictor(regions.feature_dim, num_classes + 1))
+        regions.set_up(**settings.model_dump(exclude_none=True))
         return regions
 
 
@@ -161,8 +174,9 @@ def finished_faster_rcnn(architecture: str, weights: str) -> FinishedFasterRCNN:
     """
     if architecture not in NAMES:
         raise ConfigError(
-            f"arch: {architecture} is none of the detectors that are taken as they are, "
-            f"{', '.join(NAMES)}; any other Faster R-CNN goes by Python, see docs/finished_detector.md"
+            f"arch: {architecture} is none of the detectors that are taken as they are; say with --arch "
+            f"which your weights are of, {', '.join(NAMES)}; any other Faster R-CNN goes by Python, see "
+            "docs/finished_detector.md"
         )
     if weights in ("none", "pypi"):
         raise ConfigError(
@@ -199,6 +213,7 @@ def outputs_of_classes(
     classes: Sequence[str],
     ids: Mapping[str, int],
     named: Sequence[str] | None = None,
+    whose: str = "the network",
 ) -> list[int]:
     """Which output of a detector, from 0 without the background, stands for each class.
 
@@ -207,6 +222,7 @@ def outputs_of_classes(
         classes: Names of the classes.
         ids: Their ids in COCO annotations, if there are any.
         named: Names of the outputs in their order, where that is said.
+        whose: What an error calls the detector.
 
     Raises:
         ConfigError: If they cannot be brought together.
@@ -225,8 +241,8 @@ def outputs_of_classes(
     if outputs == max(numbers) and min(numbers) >= 1:
         return [number - 1 for number in numbers]
     raise ConfigError(
-        f"weights: the network tells {outputs} classes apart, the annotations have {len(classes)} "
-        f"categories, {', '.join(classes)}; each of its classes needs one. Your own network is --weights FILE"
+        f"weights: {whose} tells {outputs} classes apart, the annotations have {len(classes)}, "
+        f"{', '.join(classes)}; each of its classes needs a category"
     )
 
 

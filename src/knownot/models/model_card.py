@@ -84,11 +84,15 @@ def _data(model: UnknownAwareModel, metrics: Mapping[str, Any]) -> list[str]:
     rows = [
         f"| {_cell(name)} | {train.get(name, '')} | {val.get(name, '')} |" for name in model.classes
     ]
-    counts = (
-        f"Trained on {metrics['n_train']} photos, measured and calibrated on {metrics['n_val']} others."
-        if "n_train" in metrics
-        else "How many photos it was trained on was not recorded."
-    )
+    counts = "How many photos it was trained on was not recorded."
+    if "n_train" in metrics:
+        counts = (
+            f"{metrics['n_train']} photos, measured and calibrated on {metrics['n_val']} others."
+        )
+        elsewhere = metrics.get("finetune") == "none"
+        counts = f"{'Scores fitted on' if elsewhere else 'Trained on'} {counts}"
+        if elsewhere:
+            counts += " What the network itself was trained on is not recorded here."
     table = f"| class | training {unit} | validation {unit} |\n|---|---|---|\n" + "\n".join(rows)
     return ["## Data and classes", counts, table]
 
@@ -137,7 +141,7 @@ def _calibration(model: UnknownAwareModel) -> str:
     if model.task == "detect":
         unit, known = ("box", "boxes around known objects")
     spread = math.sqrt(model.alpha * (1 - model.alpha) / n)
-    by = ", by predicted class" if model.classwise else ""
+    by = ", by predicted class where there are enough," if model.classwise else ""
     return (
         "## Calibration\n\n"
         f"A {unit} is called `unknown` when the p-value of its score `{model.default_score}` among {n} validation\n"

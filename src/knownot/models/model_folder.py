@@ -112,7 +112,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
-        raise DataError(f"{folder}: exists; choose another name with -o, or add --overwrite")
+        raise DataError(
+            f"{folder}: exists; choose another name with -o, or add --overwrite (in Python overwrite=True)"
+        )
     if not (folder / CONFIG).is_file():
         raise DataError(f"{folder}: is no model folder and is not overwritten; choose another name")
 

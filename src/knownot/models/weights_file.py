@@ -61,7 +61,7 @@ def load_weights(network: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Give a network all its tensors from those of a file; what else is there is left alone.
 
     Raises:
-        ModelFileError: If one is missing or of another shape.
+        ModelFileError: If one is missing, of another shape, or not finite.
     """
     own = network.state_dict()
     fitting = {
@@ -72,6 +72,11 @@ def load_weights(network: nn.Module, state: dict[str, Any], path: Path) -> None:
         raise ModelFileError(
             f"{path}: does not fit this architecture; {len(missing)} of {len(own)} tensors are "
             f"missing or of another shape, first {missing[0]}"
+        )
+    broken = [k for k, v in fitting.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise ModelFileError(
+            f"{path}: {broken[0]} holds numbers that are not finite; the training that wrote it went wrong"
         )
     network.load_state_dict(fitting, strict=False)
 
@@ -94,8 +99,10 @@ def _read(path: Path) -> dict[Any, Any]:
             "read, save them alone: torch.save(network.state_dict(), 'mine.pth')"
         ) from None
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"{path}: not a readable weights file ({reason})") from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise ModelFileError(
+            f"{path}: not a readable weights file, or a damaged one ({reason})"
+        ) from None
     if not isinstance(state, dict):
         raise ModelFileError(
             f"{path}: expected tensors by name, a state_dict, got a {type(state).__name__}"

@@ -6,9 +6,7 @@ import hashlib
 import logging
 import os
 import re
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from knownot.data.cores import usable_cores
 from knownot.errors import ConfigError, DataError, MissingExtraError, ScoringError
+from knownot.interrupt import sigterm_as_ctrl_c
 from knownot.runtime import OnnxClassifier
 from knownot.runtime.exported_file import exported_file
 from knownot.scale.sources import is_remote
@@ -190,24 +189,11 @@ def _connected(address: str | None, workers: int) -> Iterator[int]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ScoringError(f"Ray at {address!r} cannot be reached: {reason}") from None
     try:
-        with _sigterm_as_ctrl_c():  # Ray has one of its own that ends the process
+        with sigterm_as_ctrl_c():  # Ray has one of its own that ends the process
             yield max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     finally:
         if started:
             ray.shutdown()
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """What a service manager or a queue sends ends the job as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from knownot.data.image_folder import walk_photos
-from knownot.data.photo import decode_photo, is_photo_name, refuse_pipe
+from knownot.data.photo import decode_photo, is_photo_name
 from knownot.errors import DataError, ScoringError
 
 
@@ -50,9 +50,7 @@ def open_listed(photo: str, folder: str, at_least: int) -> Image.Image:
     """
     try:
         if not is_remote(photo):
-            path = Path(folder, photo)
-            refuse_pipe(path, photo)
-            return decode_photo(path, photo, at_least)
+            return decode_photo(Path(folder, photo), photo, at_least)
         import fsspec
 
         with fsspec.open(photo) as file:

@@ -31,9 +31,11 @@ def build_classifier(
     Raises:
         ConfigError: If architecture, weights or classes do not fit.
     """
-    architecture, preprocessing = "custom", Preprocessing()
+    architecture, preprocessing, whose = "custom", Preprocessing(), "the network"
     if backbone is None:
         architecture = config.arch
+        downloaded = config.weights in ("auto", "pypi", "hub")
+        whose = "the published one (yours is --weights FILE)" if downloaded else config.weights
         create = finished_network if config.finetune == "none" else create_backbone
         backbone, preprocessing = create(config.arch, config.weights)
     said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
@@ -43,8 +45,8 @@ def build_classifier(
         backbone, head = split_head(backbone, preprocessing.image_size)
         if head.out_features != len(classes):
             raise ConfigError(
-                f"weights: the network tells {head.out_features} classes apart, the photos are of "
-                f"{len(classes)}; each of its classes needs a folder. Your own network is --weights FILE"
+                f"weights: {whose} tells {head.out_features} classes apart, the photos are of "
+                f"{len(classes)}; each of its classes needs a folder"
             )
         head = in_order_of(head, config.outputs or classes, classes)
     width = feature_width(backbone, preprocessing.image_size)

@@ -68,7 +68,11 @@ def finished_regions(
     Raises:
         ConfigError: If the detector cannot be had, or its outputs do not fit.
     """
-    regions = regions or finished_faster_rcnn(config.arch, config.weights)
+    whose = "the network"
+    if regions is None:
+        regions = finished_faster_rcnn(config.arch, config.weights)
+        downloaded = config.weights in ("auto", "hub")
+        whose = "the published one (yours is --weights FILE)" if downloaded else config.weights
     outputs = regions.num_classes
     used = [n for n in splits.train.classes if splits.train.counts()[n] or splits.val.counts()[n]]
     if outputs == len(used) < len(splits.train.classes):
@@ -77,10 +81,10 @@ def finished_regions(
         note = f"no object is a {', '.join(unused)}, and the network has no output for it: left out"
         splits = replace(splits, train=train, val=val, warnings=[*splits.warnings, note])
     classes, ids = splits.train.classes, splits.train.category_ids
-    order = outputs_of_classes(outputs, classes, ids, config.outputs)
+    order = outputs_of_classes(outputs, classes, ids, config.outputs, whose)
     said = config.model_dump(include={"image_size", "mean", "std"}, exclude_none=True)
     if isinstance(regions, FinishedFasterRCNN):
-        regions.read_photos(**said)
+        regions.set_up(**said)
         if order != [*range(outputs)]:
             regions.keep(order)
         if len(order) < outputs:

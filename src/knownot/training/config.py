@@ -58,14 +58,14 @@ class CommonConfig(BaseModel):
     std: tuple[_Spread, _Spread, _Spread] | None = Field(None, description="the same, deviation")
     epochs: int | None = Field(None, ge=1, description="passes over the photos")
     batch_size: int | None = Field(None, ge=2, description="photos of a step, of all processes")
-    lr: float = Field(1e-3, gt=0, le=1e3, description="learning rate of all but the backbone")
+    lr: float = Field(1e-3, gt=0, le=1e30, description="learning rate of all but the backbone")
     backbone_lr: float | None = Field(
         None,
         gt=0,
-        le=1e3,
+        le=1e30,
         description="learning rate of the backbone; 5e-5, from nothing or a detector 2e-4",
     )
-    weight_decay: float = Field(1e-4, ge=0, le=1e3)
+    weight_decay: float = Field(1e-4, ge=0, le=1e30)
     vos_weight: float | Literal["auto"] = Field(
         0.1, description="beta; 0 trains without VOS; auto: by altered validation photos"
     )

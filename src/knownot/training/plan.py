@@ -156,12 +156,12 @@ def _notes(
     if config.vos_weight == 0:
         notes.append("vos_weight is 0: trained without VOS")
     elif (ratio := model.vos.radius_ratio) is not None and ratio < _USEFUL_RADIUS_RATIO:
-        narrower = (
-            "--box-features 128" if isinstance(model, UnknownAwareDetector) else "--bottleneck 64"
-        )
+        narrower = "--bottleneck 64, or "
+        if isinstance(config, DetectionConfig):  # one that is there keeps its width
+            narrower = "" if config.start_from else "--box-features 128, or "
         notes.append(
             f"radius ratio {ratio:.2f}: at width {model.vos.feature_dim} virtual "
-            f"outliers hardly leave the data; use {narrower}, or --radius-ratio 1.4"
+            f"outliers hardly leave the data; use {narrower}--radius-ratio 1.4"
         )
     late = [str(c["name"]) for c in classes if (c["ready_step"] or steps) > late_step]
     if late and config.vos_weight:

@@ -195,6 +195,11 @@ class RunFolder:
             )
 
 
+def can_be_resumed(config: Config) -> bool:
+    """Whether an interrupted training with these settings left what `resume` goes on with."""
+    return RunFolder(config.model_copy(update={"resume": False, "overwrite": True})).begun
+
+
 def _absolute(config: Config) -> Config:
     """The settings with whole paths: an interrupted run may be gone on with from another folder."""
     paths = {key: value.resolve() for key, value in config if isinstance(value, Path)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from knownot.data.detection_folder import read_detection_splits
+from knownot.data.detection_folder import looks_like_detection, read_detection_splits
 from knownot.data.detection_set import DetectionSet
 from knownot.data.image_folder import names_digest, read_splits
 from knownot.errors import KnownotError
@@ -61,6 +61,32 @@ def detector_photos(model: Path, classes: Sequence[str]) -> tuple[list[Path], De
     if splits.val.classes != nothing.classes or not same:
         return [], nothing
     return spread(with_objects(splits.train), _MOST_IN_TRAINING), splits.val
+
+
+def seen_before(model: Path, photos: Sequence[Path]) -> tuple[int, int]:
+    """How many of the photos a model was trained on, and how many it was calibrated on.
+
+    Args:
+        model: Model folder.
+        photos: Files.
+
+    Returns:
+        Both numbers; zeros if there is no record, or the data are no longer there or no longer the same.
+    """
+    try:
+        data, *how = _record(model)
+        read = read_detection_splits if looks_like_detection(Path(data)) else read_splits
+        splits = read(data, *how)
+        if not _are_held_out(splits.val.paths, model):
+            return 0, 0
+    except _UNREADABLE:
+        return 0, 0
+    given = {os.path.realpath(path) for path in photos}
+    trained, calibrated = (
+        len(given.intersection(map(os.path.realpath, split.paths)))
+        for split in (splits.train, splits.val)
+    )
+    return trained, calibrated
 
 
 def with_objects(photos: DetectionSet) -> list[Path]:
