@@ -13,8 +13,8 @@ import knownot
 
 PACKAGE = Path(knownot.__file__).parent
 # A layer may import itself and those before it.
-LAYERS = ["errors", "core", "data", "models", "runtime", "evaluation", "training", "export"]
-LAYERS += ["sklearn", "scale", "benchmark", "demo", "serve", "cli", "__main__"]
+LAYERS = ["errors", "core", "interrupt", "data", "models", "runtime", "evaluation", "training"]
+LAYERS += ["export", "sklearn", "scale", "benchmark", "demo", "serve", "cli", "__main__"]
 
 
 def loaded_after(statement: str) -> set[str]:

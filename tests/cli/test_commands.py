@@ -367,7 +367,10 @@ def test_ctrl_c_while_workers_start_is_not_lost(photos: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM to a process")
-def test_sigterm_before_the_first_step_ends_as_ctrl_c_does(photos: Path, tmp_path: Path) -> None:
+def test_sigterm_before_the_first_step_ends_as_ctrl_c_does(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOWNOT_CACHE", str(tmp_path / "cache"))  # every photo is to be opened
     program = (
         "import os, signal\n"
         "from PIL import Image\n"
