@@ -176,7 +176,7 @@ def test_other_formats_of_a_detector_are_refused(exported_detector: Pair, tmp_pa
 
 
 @torch.no_grad()
-def same_when_traced(regions: AdaptedFasterRCNN) -> None:
+def assert_same_when_traced(regions: AdaptedFasterRCNN) -> None:
     # Random weights find equal scores everywhere, and of equal ones any may come first.
     for module in regions.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -204,7 +204,7 @@ def same_when_traced(regions: AdaptedFasterRCNN) -> None:
 def test_what_is_traced_finds_what_torchvision_finds(architecture: str) -> None:
     torch.manual_seed(0)
     settings = FasterRCNNSettings(architecture=architecture, image_size=64, feature_dim=16)
-    same_when_traced(FasterRCNNRegions(2, settings, weights="none"))
+    assert_same_when_traced(FasterRCNNRegions(2, settings, weights="none"))
 
 
 def one_map() -> FasterRCNN:
@@ -228,7 +228,7 @@ def second_version() -> FasterRCNN:
 @pytest.mark.parametrize("build", [one_map, second_version])
 def test_what_is_traced_finds_what_a_finished_detector_finds(build: Any) -> None:
     torch.manual_seed(0)
-    same_when_traced(FinishedFasterRCNN(build()))
+    assert_same_when_traced(FinishedFasterRCNN(build()))
 
 
 def test_the_record_tells_what_photos_a_detector_saw(scenes: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,26 @@ def test_outputs_in_another_order_are_told_and_can_be_named(
     assert train_detector(named, regions=turned).metrics["val_map_50"] > 0.5
 
 
+def annotated_otherwise(data: Path, root: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The same photos, their annotations changed."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").symlink_to(data / "images")
+    for split in ("train", "val"):
+        coco = json.loads((data / "annotations" / f"{split}.json").read_text())
+        change(coco)
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+    return root
+
+
 def test_categories_without_objects_need_no_output(
     half: Path, network: FasterRCNN, tmp_path: Path
 ) -> None:
     """As some tools export: category 0 stands above all others, and nothing is of it."""
-    data = tmp_path / "data"
-    (data / "annotations").mkdir(parents=True)
-    (data / "images").symlink_to(half / "images")
-    for split in ("train", "val"):
-        coco = json.loads((half / "annotations" / f"{split}.json").read_text())
+
+    def group_all(coco: dict[str, Any]) -> None:
         coco["categories"].insert(0, {"id": 0, "name": "shapes"})
-        (data / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+
+    data = annotated_otherwise(half, tmp_path / "data", group_all)
     result = train_detector(finished(data, tmp_path / "m"), regions=FinishedFasterRCNN(network))
     assert "shapes" not in result.metrics["n_train_per_class"]
     assert result.metrics["val_map_50"] > 0.5
@@ -137,18 +147,16 @@ def test_outputs_that_no_category_has_are_left_out_of_the_folder_too(
     half: Path, network: FasterRCNN, tmp_path: Path
 ) -> None:
     """Labels that are category ids with gaps, in a detector that Python alone can build."""
-    data = tmp_path / "data"
-    (data / "annotations").mkdir(parents=True)
-    (data / "images").symlink_to(half / "images")
-    for split in ("train", "val"):
-        coco = json.loads((half / "annotations" / f"{split}.json").read_text())
+
+    def double_ids(coco: dict[str, Any]) -> None:
         ids = sorted(category["id"] for category in coco["categories"])
         apart = {number: 2 * place + 2 for place, number in enumerate(ids)}  # 2, 4, 6, 8
         for category in coco["categories"]:
             category["id"] = apart[category["id"]]
         for annotation in coco["annotations"]:
             annotation["category_id"] = apart[annotation["category_id"]]
-        (data / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+
+    data = annotated_otherwise(half, tmp_path / "data", double_ids)
     wide = copy.deepcopy(network)
     few = wide.roi_heads.box_predictor
     many = wide.roi_heads.box_predictor = FastRCNNPredictor(few.cls_score.in_features, 9)

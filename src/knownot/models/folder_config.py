@@ -175,10 +175,12 @@ def _adapter(name: str) -> type[RegionModel]:
     with suppress(ModuleNotFoundError):
         module = import_module(f"{__package__}.{name}")
         for kind in vars(module).values():
-            if getattr(kind, "__module__", None) != module.__name__ or kind is RegionModel:
-                continue
-            # Not what adapters of several modules have in common.
-            if isinstance(kind, type) and issubclass(kind, RegionModel) and "rebuild" in vars(kind):
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, RegionModel)
+                and kind.__module__ == module.__name__ != RegionModel.__module__
+                and "rebuild" in vars(kind)  # not what adapters of several modules have in common
+            ):
                 return kind
     raise ModelFileError(
         f"detector: no {name!r} in this version of knownot; a newer one may know it"

@@ -17,6 +17,12 @@ from knownot.training.batches import FeatureRows
 from knownot.training.config import TrainConfig
 
 
+def source_of(weights: str) -> str:
+    """What an error calls the network of these weights."""
+    downloaded = weights in ("auto", "pypi", "hub")
+    return "the published one (yours is --weights FILE)" if downloaded else weights
+
+
 def build_classifier(
     config: TrainConfig, classes: list[str], backbone: nn.Module | None = None
 ) -> UnknownAwareClassifier:
@@ -34,8 +40,7 @@ def build_classifier(
     architecture, preprocessing, whose = "custom", Preprocessing(), "the network"
     if backbone is None:
         architecture = config.arch
-        downloaded = config.weights in ("auto", "pypi", "hub")
-        whose = "the published one (yours is --weights FILE)" if downloaded else config.weights
+        whose = source_of(config.weights)
         create = finished_network if config.finetune == "none" else create_backbone
         backbone, preprocessing = create(config.arch, config.weights)
     said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)

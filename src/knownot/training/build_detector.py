@@ -23,7 +23,7 @@ from knownot.models.finished_faster_rcnn import (
 from knownot.models.model_folder import load
 from knownot.models.regions import Detections, RegionModel
 from knownot.models.torchvision_faster_rcnn import FasterRCNNRegions, FasterRCNNSettings
-from knownot.training.build import refuse_order
+from knownot.training.build import refuse_order, source_of
 from knownot.training.config import DetectionConfig
 
 # Settings of how a detector is built.
@@ -71,8 +71,7 @@ def finished_regions(
     whose = "the network"
     if regions is None:
         regions = finished_faster_rcnn(config.arch, config.weights)
-        downloaded = config.weights in ("auto", "hub")
-        whose = "the published one (yours is --weights FILE)" if downloaded else config.weights
+        whose = source_of(config.weights)
     outputs = regions.num_classes
     used = [n for n in splits.train.classes if splits.train.counts()[n] or splits.val.counts()[n]]
     if outputs == len(used) < len(splits.train.classes):
