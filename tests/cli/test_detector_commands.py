@@ -91,8 +91,11 @@ def test_predict_writes_one_row_a_box(
     Image.new("RGB", (96, 96), "grey").save(blank)
     (tmp_path / "broken.jpg").write_text("no photo")
     photos = (scenes / "images" / "test_0001.jpg", blank, tmp_path / "broken.jpg")
-    code, _, err = knownot_command("predict", detector_folder, *photos, "-o", tmp_path / "a.jsonl")
+    code, out, err = knownot_command("predict", detector_folder, *photos)
     assert code == 1  # one photo could not be read
+    assert "3 photos, 1 not readable, " in out
+    code, _, err = knownot_command("predict", detector_folder, *photos, "-o", tmp_path / "a.jsonl")
+    assert code == 1
     assert "broken.jpg" in err
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [Path(line["path"]).name for line in lines] == [photo.name for photo in photos]
@@ -120,6 +123,26 @@ def test_evaluate_prints_every_measure(
     code, out, _ = knownot_command(*args, "--json")
     assert json.loads(out) == json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert json.loads(out)["task"] == "detect"
+
+
+def test_evaluate_leaves_out_what_nobody_annotated(
+    knownot_command: Run, detector_folder: Path, scenes: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for photo in sorted((scenes / "images").glob("ood_*.jpg"))[:2]:
+        shutil.copy(photo, bare)
+    args = ("evaluate", detector_folder, "--id", scenes, "-o", tmp_path / "report", "--ood", bare)
+    code, out, _ = knownot_command(*args)
+    assert code == 0
+    report = tmp_path / "report" / "report.html"
+    assert "AOSE" not in out + report.read_text()
+    code, out, _ = knownot_command(*args, scenes / "annotations" / "ood.json")
+    assert code == 0
+    assert "AOSE" in report.read_text()
+    _, open_set = out.split("annotated unknown objects")
+    assert "bare" not in open_set
+    assert "ood" in open_set
 
 
 def test_info_describes_a_detector(knownot_command: Run, detector_folder: Path) -> None:

@@ -94,7 +94,7 @@ def _box_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"path": row["path"], "error": row["error"], **corners, **cells}
 
 
-_ONE = {"photos": "photo", "frames": "frame", "boxes": "box"}
+_ONE = {"photos": "photo", "not readable": "not readable", "frames": "frame", "boxes": "box"}
 _BOX_CELLS = ("label", "is_unknown", "ood_score", "p_value", "nearest_class", "confidence")
 
 
@@ -169,6 +169,7 @@ class Screen:
             self.counts["boxes"] += len(found)
         if answer.error:
             self.table.add_row(*name, "[yellow]not readable[/]")
+            self.counts["not readable"] += 1
             found = []
         elif not found:
             self.table.add_row(*name, "[dim]nothing found[/]")

@@ -134,10 +134,7 @@ def _print(report: Report | DetectionReport) -> None:
     out.print(_deciding_score(summary))
     out.print(_every_score(summary))
     if summary["task"] == "detect":
-        out.print(_open_set(summary, "open_set", "annotated unknown objects"))
-        if "photos_with_proposals" in summary:
-            title = "the same with proposals that no class claims"
-            out.print(_open_set(summary, "open_set_with_proposals", title))
+        _print_open_set(summary)
 
 
 def _known(summary: dict[str, Any]) -> list[str]:
@@ -201,14 +198,25 @@ def _deciding_score(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _open_set(summary: dict[str, Any], key: str, title: str) -> Table:
+def _print_open_set(summary: dict[str, Any]) -> None:
+    """Tables of the sets whose unknown objects are annotated; none where none is."""
+    annotated = {name: row for name, row in summary["ood"].items() if row["open_set"]["n_unknown"]}
+    if not annotated:
+        return
+    stdout().print(_open_set(annotated, "open_set", "annotated unknown objects"))
+    if "photos_with_proposals" in summary:
+        title = "the same with proposals that no class claims"
+        stdout().print(_open_set(annotated, "open_set_with_proposals", title))
+
+
+def _open_set(sets: dict[str, Any], key: str, title: str) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for heading in ("set", "objects", "recall", "AP", "AOSE", "WI"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
-    for name, row in summary["ood"].items():
+    for name, row in sets.items():
         found = row[key]
         table.add_row(
             escape(name),
