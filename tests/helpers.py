@@ -73,7 +73,7 @@ def tiny_model(
     """
     backbone, width = tiny_backbone(seed), 8
     if architecture != "custom":
-        backbone, _ = create_backbone(architecture, weights="none")
+        backbone, _ = create_backbone(architecture, "none", SIZE)
         width = feature_width(backbone, SIZE)
     model = UnknownAwareClassifier(
         backbone,

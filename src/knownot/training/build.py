@@ -42,7 +42,7 @@ def build_classifier(
         architecture = config.arch
         whose = source_of(config.weights)
         create = finished_network if config.finetune == "none" else create_backbone
-        backbone, preprocessing = create(config.arch, config.weights)
+        backbone, preprocessing = create(config.arch, config.weights, config.image_size)
     said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
     preprocessing = preprocessing.model_copy(update=said)
     head = None
