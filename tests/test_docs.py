@@ -113,6 +113,16 @@ def test_the_training_loops_run_and_tell_known_from_unknown(
         assert known < 0.12, loop
         assert unseen > 0.3, loop
     assert variables["loaded"].classes == list("01234567")
+    # The classifier that the first loop became answers as its network and its loss do.
+    finished, images = variables["finished"], variables["images"][variables["test"]]
+    model, vos = variables["model"], variables["plain_vos"]
+    with torch.no_grad():
+        logits = model.head(model.features(images))
+        answers = finished.predict(list(variables["photos"][variables["test"]]))
+    expected = vos.ood_score(logits)
+    found = torch.tensor([answer.scores["vos"] for answer in answers])
+    assert torch.allclose(found, expected, atol=0.05)  # of photos with 255 steps instead of 16
+    assert sum(answer.is_unknown for answer in answers) < 0.12 * len(answers)
 
 
 def test_the_page_about_tables_runs_and_tells_known_from_unknown() -> None:

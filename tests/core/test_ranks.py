@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from knownot.core.ranks import gather_rows
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
@@ -76,6 +77,38 @@ def run(parts_of: list[int], gaussians: str, shard: bool = False) -> dict[str, l
     return seen
 
 
+class Whole(nn.Module):
+    """A model whose `forward` gives features and logits, as `DistributedDataParallel` needs it."""
+
+    def __init__(self, backbone: nn.Linear, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(inputs)
+        return features, self.head(features)
+
+
+def trained(parts_of: list[int], gaussians: str, parallel: bool) -> list[Tensor]:
+    """Weights after some steps of a plain loop, model and loss each in `DistributedDataParallel`."""
+    backbone, head, vos = build(gaussians)
+    model: nn.Module = Whole(backbone, head)
+    optimizer = torch.optim.SGD([*model.parameters(), *vos.parameters()], lr=5.0)
+    uncertainty: nn.Module = vos
+    if parallel:
+        model = DistributedDataParallel(model)
+        uncertainty = DistributedDataParallel(vos, broadcast_buffers=False)
+    for step in range(STEPS):
+        parts = [batches(step)[i] for i in parts_of]
+        inputs, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        features, logits = model(inputs)
+        loss = uncertainty(features, logits, labels) + 0 * logits.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [p.detach() for m in (backbone, head, vos) for p in m.parameters()]
+
+
 def of_one_rank(rank: int, folder: Path, gaussians: str) -> None:
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -91,6 +124,7 @@ def _as_rank(rank: int, folder: Path, gaussians: str) -> None:
         dist.all_reduce(value)  # what DistributedDataParallel does with gradients
         value /= 2
     seen |= {f"sharded {name}": values for name, values in sharded.items()}
+    seen["trained"] = trained([rank], gaussians, parallel=True)
     _, _, drawn = build(gaussians)
     drawn.generator = None  # the ranks have to agree on a seed
     torch.manual_seed(rank)
@@ -115,14 +149,16 @@ def test_two_ranks_are_as_one_process_with_the_joint_batch(gaussians: str, tmp_p
     of_one_rank(0, tmp_path, gaussians)
     assert second.join(60)
     one = run([0, 1], gaussians)
+    one["trained"] = trained([0, 1], gaussians, parallel=False)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for seen in ranks:
-        for name, expected in (one | {f"sharded {name}": v for name, v in one.items()}).items():
+        sharded = {f"sharded {name}": v for name, v in one.items() if name != "trained"}
+        for name, expected in (one | sharded).items():
             for step, value in enumerate(expected):
                 torch.testing.assert_close(
                     seen[name][step], value, rtol=1e-6, atol=1e-6, msg=f"{name} of step {step}"
                 )
-    for name in ("means", "covariance", "outliers", "agreed", "sharded outliers"):
+    for name in ("means", "covariance", "outliers", "agreed", "sharded outliers", "trained"):
         for first, second in zip(ranks[0][name], ranks[1][name], strict=True):
             assert torch.equal(first, second), name
 

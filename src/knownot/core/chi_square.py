@@ -46,7 +46,12 @@ class ChiSquareTail(FixedDtypeModule):
         if dim < 1:
             raise ValueError(f"dim: expected an integer of at least 1, got {dim}")
         self.dim = dim
-        self.register_fixed("cubics", _cubics(dim).clone(), persistent=False)
+        self.set_constant("cubics", _cubics(dim).clone())
+
+    def follow(self, device: torch.device) -> None:
+        """Be on that device, where whoever moved the rest of the model knew buffers alone."""
+        if self.cubics.device != device:
+            self._move("cubics", device)
 
     def log_squared_radius(self, logit: Tensor) -> Tensor:
         """`log r²` with `P(R² > r²) = sigmoid(logit)`.

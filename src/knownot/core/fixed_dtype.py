@@ -1,4 +1,4 @@
-"""Buffers that follow their module to a device but keep their own dtype."""
+"""Buffers and constants that follow their module to a device but keep their own dtype."""
 
 from __future__ import annotations
 
@@ -25,17 +25,27 @@ class FixedDtypeModule(nn.Module):
         self.register_buffer(name, tensor, persistent=persistent)
         self._fixed_dtypes[name] = tensor.dtype
 
+    def set_constant(self, name: str, tensor: Tensor) -> None:
+        """Hold `tensor`, whose present dtype is kept, as an attribute that is no buffer.
+
+        Of a buffer that no file holds, libraries that fill a module from one leave what is in memory.
+        """
+        setattr(self, name, tensor)
+        self._fixed_dtypes[name] = tensor.dtype
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        fixed = {name: self._buffers.pop(name) for name in self._fixed_dtypes}
+        fixed = {name: getattr(self, name) for name in self._fixed_dtypes}
+        buffers = {name: self._buffers.pop(name) for name in fixed if name in self._buffers}
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:  # a device that is not there, or full, leaves the module as it was
-            self._buffers.update(fixed)
-        for name, buffer in fixed.items():
-            assert buffer is not None
-            device = fn(torch.empty(0, device=buffer.device)).device
-            dtype = self._fixed_dtypes[name]
-            if dtype == torch.float64 and device.type == "mps":
-                dtype = torch.float32
-            self._buffers[name] = buffer.to(device=device, dtype=dtype)
+            self._buffers.update(buffers)
+        for name, tensor in fixed.items():
+            self._move(name, fn(torch.empty(0, device=tensor.device)).device)
         return self
+
+    def _move(self, name: str, device: torch.device) -> None:
+        dtype = self._fixed_dtypes[name]
+        if dtype == torch.float64 and device.type == "mps":
+            dtype = torch.float32
+        setattr(self, name, getattr(self, name).to(device=device, dtype=dtype))

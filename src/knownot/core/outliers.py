@@ -207,6 +207,7 @@ class GaussianTail(OutlierSampler):
         self, classes: int, device: torch.device, generator: torch.Generator | None
     ) -> TailNoise:
         """Ranks in the tail and directions."""
+        self.tail.follow(device)
         return draw_tail_noise(classes, self.outliers_per_class, self.tail, generator=generator)
 
     def place(

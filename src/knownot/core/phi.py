@@ -52,16 +52,12 @@ class MonotoneMLP(nn.Module):
         self.thresholds = nn.Parameter(torch.empty(_HIDDEN).uniform_(-10.0, 10.0))
         # softplus(-10) = 5e-5: the sum of all units starts as a small correction.
         self.raw_out = nn.Parameter(torch.full((_HIDDEN,), -10.0))
-        mirror = torch.ones(_HIDDEN)
-        mirror[1::2] = -1.0
-        self.register_buffer("mirror", mirror, persistent=False)
-
-    mirror: Tensor
 
     def forward(self, negative_energy: Tensor) -> Tensor:
         """Map negative energies (N,) to logits (N,)."""
         hidden = F.softplus(self.raw_in) * negative_energy.unsqueeze(-1) - self.thresholds
-        hidden = self.mirror * F.relu(self.mirror * hidden)
+        up, down = hidden[..., ::2], hidden[..., 1::2]
+        hidden = torch.stack([F.relu(up), -F.relu(-down)], dim=-1).flatten(-2)
         bend: Tensor = (hidden * F.softplus(self.raw_out)).sum(-1)
         straight: Tensor = self.linear(negative_energy)
         return straight + bend
