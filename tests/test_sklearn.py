@@ -161,3 +161,40 @@ def test_folds_hold_every_row_once_and_never_a_lone_one(cv: int) -> None:
 def test_wrong_parameters_are_named(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         UnknownAwareClassifier(random_state=0, epochs=1).set_params(**wrong).fit(*blobs(90))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        np.array([0, 1, 255], np.uint8),
+        np.array([-128, -1, 3], np.int8),
+        np.array([0, 1, 2], np.uint64),
+        np.array([0, 1, 2], np.int16),
+    ],
+)
+def test_narrow_labels_have_room_for_the_unknown(classes: Rows) -> None:
+    X, y = blobs(120)
+    fitted = UnknownAwareClassifier(random_state=0, cv=0).fit(X, classes[y])
+    answers = fitted.predict(np.vstack([X, X + 1e6]))
+    label = -129 if -1 in classes else -1
+    assert set(answers[120:].tolist()) == {label}
+    known = answers[:120] != label
+    assert (answers[:120] == classes[y].astype(np.int64))[known].mean() > 0.95
+
+
+def test_a_column_that_is_the_same_in_all_rows_says_nothing() -> None:
+    X, y = blobs(300)
+    constant = np.full((len(X), 1), 0.1)
+    fitted = UnknownAwareClassifier(random_state=0, epochs=10).fit(np.hstack([X, constant]), y)
+    rounded = np.hstack([X, constant]).astype(np.float32)
+    assert fitted.is_unknown(rounded).mean() < 0.15
+    assert (fitted.scale_[-1], fitted.scale_[0] > 0) == (1.0, True)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_numbers_of_any_size_have_a_score(metric: Any) -> None:
+    X, y = blobs(120)
+    fitted = UnknownAwareClassifier(random_state=0, cv=0, epochs=5, metric=metric).fit(X, y)
+    far = np.vstack([np.full(5, 1e300), [1e300, -1e300, 0, 0, 1]])
+    assert np.isfinite(fitted.score_samples(far)).all()
+    assert np.isfinite(fitted.predict_proba(far)).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 from knownot.benchmark import image_sets
-from knownot.benchmark.image_sets import known_images, ood_images
+from knownot.benchmark.image_sets import Opened, _archive, known_images, ood_images
 from knownot.errors import DataError
 from tests.helpers import UNKNOWN_COLOUR, cifar_tar, colour_folder, noisy
 
@@ -123,6 +124,31 @@ def test_archives_are_folders_of_pictures(tmp_path: Path, name: str, folder: str
     ]
 
 
+def test_half_an_archive_is_not_taken_for_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import utils
+
+    source = tmp_path / "source"
+    save_pictures(source / "iSUN" / "iSUN_patches", 5)
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "isun.tar.gz", "w:gz") as tar:  # as downloaded before
+        tar.add(source / "iSUN", "iSUN")
+    unpack = utils.extract_archive
+
+    def interrupted(archive: str, to: str, *more: object) -> None:
+        save_pictures(Path(to) / "iSUN" / "iSUN_patches", 2)
+        raise KeyboardInterrupt
+
+    load = _archive("isun", "iSUN/iSUN_patches", lambda: ("https://none.invalid", "isun.tar.gz"))
+    monkeypatch.setattr(utils, "extract_archive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path / "data")
+    monkeypatch.setattr(utils, "extract_archive", unpack)
+    assert len(load(tmp_path / "data")) == len(load(tmp_path / "data")) == 5
+    assert not list((tmp_path / "data").glob(".unpacking*"))
+
+
 def test_cifar10_is_read_from_its_archive_without_unpacking(tmp_path: Path) -> None:
     cifar_tar(tmp_path / "cifar10.tar.gz", {"train": 3, "test": 2})
     known = known_images("cifar10", tmp_path, "train")
@@ -183,6 +209,16 @@ def test_an_unknown_set_names_the_known_ones(tmp_path: Path) -> None:
         ood_images("blu", tmp_path, 10)
     with pytest.raises(DataError, match="known: expected one of cifar10, cifar100"):
         known_images("mnist", tmp_path, "train")
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "kind", 2, "jpg")
+    torn = tmp_path / "kind" / "1.jpg"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    images = Opened(datasets.ImageFolder(str(tmp_path)))
+    assert images[0].size == (32, 32)
+    with pytest.raises(DataError, match=r"picture 1 cannot be read .*truncated"):
+        images[1]
 
 
 def test_limits_keep_lazy_sets_lazy(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from knownot.data.image_folder import read_labelled
 from knownot.errors import ConfigError, DataError
+from knownot.evaluation import triage as module
 from knownot.evaluation.triage import copy_named, parsed_names, triage
 from tests.cli.conftest import Run, knownot_command  # noqa: F401
 from tests.helpers import UNKNOWN_COLOUR, colour_folder, noisy
@@ -145,3 +147,20 @@ def test_photos_of_the_same_name_replace_nothing(tmp_path: Path) -> None:
     assert (output / "bear" / "IMG_0.png").read_bytes() == kept
     contents = {path.read_bytes() for path in (output / "bear").iterdir()}
     assert contents == {kept, *(path.read_bytes() for path in inbox.glob("*/*.png"))}
+
+
+def test_of_very_many_photos_a_sample_makes_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(np.arange(4), [120, 90, 60, 30])
+    features = rng.normal(size=(4, 40))[kinds] * 3 + rng.normal(size=(300, 40))
+    features = np.vstack([features, 30 * rng.normal(size=(2, 40))]).astype(np.float32)
+    paths = [Path(f"{i}.jpg") for i in range(302)]
+
+    def groups() -> list[set[int]]:
+        found, _ = module._clusters(paths, features, 3)
+        return [{int(photo.stem) for photo in cluster.photos} for cluster in found]
+
+    every = groups()
+    assert [len(group) for group in every] == [120, 90, 60, 30]
+    monkeypatch.setattr(module, "_MOST_PAIRED", 100)
+    assert groups() == every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from knownot.data.image_folder import list_photos, read_labelled, read_splits, shared_photos
+from knownot.data.image_folder import (
+    list_photos,
+    read_labelled,
+    read_splits,
+    shared_photos,
+    walk_photos,
+)
 from knownot.data.reading import read_batches
 from knownot.errors import DataError
 
@@ -167,6 +174,27 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
         )
         == 7
     )
+
+
+def test_a_folder_and_a_link_to_it_are_the_same_photos(tmp_path: Path) -> None:
+    add(tmp_path / "real", 3)
+    (tmp_path / "a-link").symlink_to(tmp_path / "real")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "another").symlink_to(tmp_path / "real")
+    assert [path.parent.name for path in list_photos(tmp_path)] == ["real"] * 3
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    add(tmp_path, 1)
+    add(tmp_path / "below", 2)
+    walked = walk_photos(tmp_path)
+    next(walked)
+    shutil.rmtree(tmp_path / "below")  # as good as one without the right to look inside
+    with pytest.raises(DataError, match=r"below: cannot be read \(No such file"):
+        list(walked)
+    (tmp_path / "lost+found").mkdir()
+    add(tmp_path / "lost+found", 1)
+    assert len(list_photos(tmp_path)) == 1
 
 
 def test_twins_within_a_split_are_no_leak(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-from knownot.data.photo import MAX_PIXELS, open_photo, to_rgb, upright_size
-from knownot.errors import DataError
+from knownot.data.photo import MAX_PIXELS, SUFFIXES, open_photo, to_rgb, upright_size
+from knownot.errors import DataError, PhotoSizeError
 from knownot.models.preprocessing import Preprocessing
+from tests.helpers import noisy
 
 GRADIENT = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
 
@@ -215,3 +216,38 @@ def test_preprocessing_keeps_the_centre(tmp_path: Path) -> None:
     # The outermost rows are mixed with what lies beyond the crop, as resampling does.
     assert (pixels[2, :, 2:-2] == 255).all()
     assert (pixels[0, :, 2:-2] == 0).all()
+
+
+@pytest.mark.parametrize("read", [open_photo, upright_size])
+def test_what_another_program_would_open_is_no_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    script = tmp_path / "gs"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'called'}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(DataError, match=r"cat\.jpg: not a readable photo"):
+        read(path)
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_all_that_is_a_photo_by_its_name_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    noisy((200, 40, 40), 1).save(path)
+    assert open_photo(path).size == upright_size(path) == (32, 32)
+
+
+def test_a_large_png_is_refused_whatever_follows_its_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (12_000, 9_000)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content + b"eXIf")
+    with pytest.raises(PhotoSizeError, match="more than the limit of 100 megapixels"):
+        upright_size(path)

@@ -77,3 +77,10 @@ def test_damaged_labels_are_refused(folder: Path, labels: str) -> None:
         ModelFileError, match=r"labels\.json: is missing or damaged; expected the folder"
     ):
         Thumbnails(folder, 2)
+
+
+def test_labels_of_a_million_photos_are_read(folder: Path) -> None:
+    (folder / "labels.json").write_text("[" + ", ".join(["1"] * 10**6) + "]")
+    thumbnails = Thumbnails(folder, 2)
+    assert len(thumbnails.labels) == 10**6
+    thumbnails.close()

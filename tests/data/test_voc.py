@@ -83,6 +83,13 @@ def test_photos_without_objects_are_kept_in_order_of_their_names(root: Path) -> 
     assert [len(objects) for objects in photos.objects] == [1, 0]
 
 
+def test_what_a_mac_puts_beside_annotations_is_none(root: Path) -> None:
+    write(root, "a", xml(thing()))
+    write(root, "._a", b"\0\5\x16\7")
+    photos = read(root)
+    assert (len(photos), photos.problems) == (1, [])
+
+
 def test_only_the_photos_of_the_split_are_read(root: Path) -> None:
     for stem in "bc":
         photo(root, f"{stem}.jpg")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from knownot.errors import DataError
-from knownot.evaluation.annotate import save_annotated
+from knownot.evaluation.annotate import free_name, save_annotated
 from knownot.models.prediction import Prediction
 from tests.helpers import noisy
 
@@ -59,3 +59,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file.*cannot be written"):
         save_annotated(answer(tmp_path / "a.png", True), tmp_path / "file")
+
+
+def test_a_free_name_is_found_without_trying_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    exists = Path.exists
+
+    def counted(path: Path) -> bool:
+        nonlocal asked
+        asked += 1
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", counted)
+    for _ in range(300):
+        target = free_name(tmp_path, "in/a.png", ".jpg")
+        assert not exists(target)
+        target.touch()
+    assert asked < 300 * 20  # not 300 * 300 / 2
+    (tmp_path / "a-7.jpg").unlink()
+    assert not exists(free_name(tmp_path, "in/a.png", ".jpg"))

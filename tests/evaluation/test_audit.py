@@ -123,6 +123,8 @@ def test_wrong_decisions_are_named(
         ("path,keep\na.jpg,maybe\n", "line 2: keep is 'maybe'"),
         ("a,b\n", "no columns path and keep"),
         ("keep,path\nn\n", "line 2: no path"),
+        ('path,keep\n"a.jpg,y\n' + "x" * 200_000, "line 1: field larger than"),
+        ("path,keep\na\0.jpg,y\n", "line 2: .*null byte"),
         ("path,keep\na.jpg,y\na.jpg,n\n", r"line 3: keep is 'n', and was the opposite .*a\.jpg"),
     ):
         file.write_text(text)

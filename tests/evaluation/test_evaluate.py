@@ -258,6 +258,7 @@ def test_a_set_is_not_called_as_the_known_photos_are() -> None:
     assert set_names(["a/ID", "b/x", "c/x"]) == {
         "ID/": Path("a/ID"), "b/x": Path("b/x"), "c/x": Path("c/x"),
     }  # fmt: skip
+    assert [*set_names(["ID", "other/ID"])] == ["ID/", "other/ID"]
 
 
 def test_every_set_has_a_line_in_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:

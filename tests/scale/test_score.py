@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from knownot.errors import MissingExtraError, ScoringError
+from knownot.errors import ConfigError, MissingExtraError, ScoringError
 from knownot.runtime import OnnxClassifier
 from knownot.scale.parts import Parts
 from knownot.scale.score import _digest, require_ray, score_photos
@@ -265,6 +265,8 @@ def test_mistakes_are_explained_and_leave_nothing(
     ):
         done = knownot_command("score", exported_file, *arguments)
         assert (done.code, reason in done.err) == (1, True), done.err
+    with pytest.raises(ConfigError, match="part_size: expected at least 1, got 0"):
+        score_photos(exported_file, photos, "new.parquet", part_size=0)
     done = knownot_command("score", "missing.onnx", "photos")
     assert (done.code, "missing.onnx: no such file" in done.err) == (1, True), done.err
     assert {path.name for path in Path().iterdir()} == {"photos", "old.parquet"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,19 @@ def test_a_store_has_the_same_photos(folder: Path) -> None:
         open_listed("memory://bucket/none.png", "/", 16)
     with pytest.raises(ScoringError, match=r"nostore://bucket: cannot be listed \(Protocol not kn"):
         list_photos("nostore://bucket")
+
+
+def test_a_photo_of_a_store_is_taken_whatever_its_name(folder: Path) -> None:
+    content = (folder / "red" / "0000.png").read_bytes()
+    store = fsspec.filesystem("memory")
+    for name in ("photo", "photo[1].png", "photo1.png", ".own/p1.png"):
+        store.pipe(f"/names/{name}", content)
+    assert list_photos("memory://names/photo") == ["memory:///names/photo"]
+    assert list_photos("memory://names/photo[1].png") == ["memory:///names/photo[1].png"]
+    assert list_photos("memory://names/.own/p?.png") == ["memory:///names/.own/p1.png"]
+
+
+def test_links_that_lead_back_end_globs_too(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / "red" / name).symlink_to(folder)
+    assert len(list_photos(f"{glob.escape(str(folder))}/**/*.png")) == 4

@@ -31,6 +31,8 @@ def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
         ("data: p\nfinetune: some", "finetune: .* got 'some'"),
         ("- a list", "expected `key: value` lines"),
         ("a: [", "not valid YAML"),
+        ("epochs: 2024-13-45", "not valid YAML .month must be in"),
+        ("epochs: " + "[" * 5000, "not valid YAML"),
         ("epochs: 3\nseed: 1\nepochs: 4\n", r"(?s)a second 'epochs'.*line 3"),
         ("epochs: 3", "no folder of photos was given"),
         ("data:", "data: expected a folder, got None"),

@@ -58,7 +58,7 @@ class SmallImageTraining(_Strict):
     weight_decay: float = Field(5e-4, ge=0)
     vos_start: float = Field(0.4, ge=0, le=1, description="share of the steps before VOS")
     val_images: int = Field(5000, ge=1, description="training images set aside for calibration")
-    train_images: int | None = Field(None, ge=1, description="of the rest; all by default")
+    train_images: int | None = Field(None, ge=2, description="of the rest; all by default")
     precision: Literal["32-true", "bf16-mixed"] = Field(
         "32-true",
         description="of the backbone while it is trained; float32 where a CPU has no bfloat16",
@@ -91,7 +91,8 @@ class BenchmarkConfig(_Strict):
     known: str = Field(description="labelled photo folder below the data folder, or a set's name")
     training: Annotated[PhotoTraining | SmallImageTraining, Field(discriminator="recipe")]
     methods: dict[str, list[str] | OwnTraining] = Field(
-        description="scores, or groups of them, by training; or a training of one's own"
+        min_length=1,
+        description="scores, or groups of them, by training; or a training of one's own",
     )
     own_scores: dict[str, str] = Field(
         {}, description="file.py:function, beside this file, by name: scores of one's own"

@@ -6,12 +6,14 @@ in `ood/` comes before a registered set of its name.
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, overload
 
 import numpy as np
@@ -74,8 +76,11 @@ class Opened(_Pictures):
         return len(self.dataset)
 
     def picture(self, index: int) -> Image.Image:
-        """Opened and converted."""
-        return to_rgb(self.dataset[index][0])
+        """Opened and converted; raises `DataError` if it is damaged."""
+        try:
+            return to_rgb(self.dataset[index][0])
+        except OSError as error:
+            raise DataError(f"picture {index} cannot be read ({error})") from None
 
 
 def ood_images(name: str, data: Path, limit: int) -> Images:
@@ -161,7 +166,11 @@ def _archive(name: str, folder: str, source: Callable[[], tuple[str, str]]) -> O
 
             url, filename = source()
             try:
-                download_and_extract_archive(url, str(data), filename=filename)
+                # Beside its place first: half an archive would be taken for all of it ever after.
+                (data / folder).parent.mkdir(parents=True, exist_ok=True)
+                with TemporaryDirectory(dir=data, prefix=".unpacking-") as scratch:
+                    download_and_extract_archive(url, str(data), scratch, filename)
+                    os.replace(Path(scratch, folder), data / folder)
             except Exception as error:  # network, disk, archive: many types
                 raise DataError(
                     f"{name}: {data / folder} is not there, and {url} could not be downloaded "

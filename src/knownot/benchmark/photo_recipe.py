@@ -142,16 +142,22 @@ class PhotoRecipe:
             found = extract_features(model, cast(list[Path], images), self.cache, progress)
             return found.rows, found.indices
         rows, indices = [], []
+        skipped: dict[int, str] = {}
         for batch, pixels in read_batches(
             range(len(images)),
             lambda i: model.preprocessing.from_pil(cast(Image.Image, images[i])),
             model.batch_size,
-            {},
+            skipped,
         ):
             with torch.no_grad():
                 rows.append(model.scored_features(pixels.to(model.device)).float().cpu())
             indices += batch
             progress(len(batch))
+        if not rows:
+            first = next(iter(skipped.values()), "it is empty")
+            raise DataError(f"set {what!r}: none of its images can be read; first: {first}")
+        for reason in list(skipped.values())[:3]:
+            self.place.reporter.say(f"left out of {what}: {reason}")
         return torch.cat(rows), torch.tensor(indices)
 
 

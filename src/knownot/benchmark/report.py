@@ -11,7 +11,7 @@ from knownot.benchmark.results import KNOWN, versions
 from knownot.benchmark.scores import OURS
 from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
 from knownot.benchmark.workplace import Workplace
-from knownot.data.kept_files import write_whole
+from knownot.data.kept_files import write_text
 from knownot.evaluation.figures import ID_COLOUR, OOD_COLOUR, as_png
 from knownot.evaluation.html import data_url, render
 
@@ -61,7 +61,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
     text = "\n".join(lines) + "\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n"
     if notes:
         text += "\nNot computed:\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    write_whole(place.output / "report.md", lambda file: file.write_text(text, "utf-8"))
+    write_text(place.output / "report.md", text)
     page = render(
         "benchmark",
         title=place.config.about,
@@ -71,7 +71,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
         figure=data_url(_figure(protocol, summary), "png"),
     )
     path = place.output / "report.html"
-    write_whole(path, lambda file: file.write_text(page, "utf-8"))
+    write_text(path, page)
     return path
 
 

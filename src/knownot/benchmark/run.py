@@ -20,8 +20,8 @@ from knownot.benchmark.results import KNOWN, Row, read_rows, versions, write_row
 from knownot.benchmark.small_images import SmallImageRecipe
 from knownot.benchmark.summary import Summary, summarise
 from knownot.benchmark.workplace import Workplace
-from knownot.data.image_folder import list_photos
-from knownot.data.kept_files import alone_in, read_tensors, write_tensors, write_whole
+from knownot.data.image_folder import walk_photos
+from knownot.data.kept_files import alone_in, read_tensors, write_tensors, write_text
 from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError, KnownotError
 from knownot.models.classifier import UnknownAwareClassifier
@@ -80,7 +80,9 @@ def _rows_of_before(place: Workplace) -> list[Row]:
     """The numbers that an earlier run left and that are of the same images."""
     data, settings = place.output / DATA, place.output / SETTINGS
     here, digests = str(place.data.resolve()), _photo_digests(place)
-    before, *lines = data.read_text("utf-8").splitlines() if data.is_file() else [here]
+    # Names of folders may be no text.
+    text = data.read_text("utf-8", "surrogateescape") if data.is_file() else here
+    before, *lines = text.splitlines()
     if before != here:
         raise ConfigError(
             f"{place.output}: holds numbers of the images in {before}; choose another folder with -o "
@@ -100,8 +102,8 @@ def _rows_of_before(place: Workplace) -> list[Row]:
             rows = [row for row in rows if row.set == KNOWN]
             write_rows(place.output / RESULTS, rows)
     lines = [here, *(f"{name} {digest}" for name, digest in digests_before.items())]
-    write_whole(data, lambda file: file.write_text("\n".join(lines) + "\n", "utf-8"))
-    write_whole(settings, lambda file: file.write_text(place.config.to_yaml(), "utf-8"))
+    write_text(data, "\n".join(lines) + "\n")
+    write_text(settings, place.config.to_yaml())
     return rows
 
 
@@ -114,7 +116,7 @@ def _photo_digests(place: Workplace) -> dict[str, str]:
     for name, folder in folders.items():
         if folder.is_dir():
             digest = hashlib.sha256()
-            for path in list_photos(folder):
+            for path in sorted(map(Path, walk_photos(folder))):
                 size = path.stat().st_size if path.exists() else 0
                 digest.update(f"{path.relative_to(folder)} {size}\0".encode("utf-8", "replace"))
             digests[name] = digest.hexdigest()

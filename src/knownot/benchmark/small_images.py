@@ -148,12 +148,7 @@ class SmallImageRecipe:
 
         def read(index: int) -> Tensor:
             image = images[index]
-            if isinstance(image, Path):
-                image = open_photo(image)
-            try:
-                return preprocessing.from_pil(image)
-            except OSError as error:
-                raise DataError(f"{what}: picture {index} cannot be read ({error})") from None
+            return preprocessing.from_pil(open_photo(image) if isinstance(image, Path) else image)
 
         progress = self.place.reporter.stage(f"reading {what}", len(images))
         batches = []
@@ -164,7 +159,7 @@ class SmallImageRecipe:
             first = next(iter(skipped.values()), "it is empty")
             raise DataError(f"set {what!r}: none of its images can be read; first: {first}")
         for reason in list(skipped.values())[:3]:
-            self.place.reporter.say(f"left out: {reason}")
+            self.place.reporter.say(f"left out of {what}: {reason}")
         return torch.cat(batches)
 
     @cached_property

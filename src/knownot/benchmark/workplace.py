@@ -63,9 +63,9 @@ class Workplace:
 
     def scores_file(self, training: str, seed: int, score: str) -> Path:
         """Where one score of all sets is kept."""
-        return (
-            self._kept("scores", training, seed) / f"{file_name(score)}{self.config.code(score)}.st"
-        )
+        # A peer's Energy and our energy are one file where case does not count.
+        name = file_name(score if score == score.lower() else f"{score}-capitals")
+        return self._kept("scores", training, seed) / f"{name}{self.config.code(score)}.st"
 
     def scaled_folder(self, name: str, side: int) -> Path:
         """Where the photos of an OOD set are kept, scaled to squares of `side` pixels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ def expand(patterns: Iterable[str]) -> list[Path]:
     Raises:
         DataError: If one of them names nothing.
     """
+    from knownot.data.file_globs import files_of
     from knownot.data.photo import is_photo_name
 
     paths: list[Path] = []
@@ -35,8 +35,7 @@ def expand(patterns: Iterable[str]) -> list[Path]:
         else:
             # '*' is for photos; videos, which take long, are meant by '*.mp4' alone.
             wanted = is_video if is_video(path) else is_photo_name
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-            matches = [p for p in found if os.path.isfile(p) and wanted(p)]
+            matches = sorted(filter(wanted, map(Path, files_of(pattern))))
             if not matches:
                 raise DataError(
                     f"{pattern}: no such file or folder, and no photo or video matches it"

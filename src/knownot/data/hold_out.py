@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import random
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 
@@ -33,4 +34,24 @@ def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[in
     kept, held = train_test_split(
         splittable, test_size=size, stratify=of_splittable, random_state=seed
     )
+    kept, held = _with_every_class(kept, held, labels, seed)
     return sorted(kept + stays), sorted(held)
+
+
+def _with_every_class(
+    kept: list[int], held: list[int], labels: Sequence[int], seed: int
+) -> tuple[list[int], list[int]]:
+    """Both sides, with an example more of each class that is on the other alone: rare ones round to none."""
+    lacking: list[int] = []
+    for here, there in ((kept, held), (held, kept)):
+        has = {labels[i] for i in here}
+        by_class: dict[int, list[int]] = defaultdict(list)
+        for i in there:
+            if labels[i] not in has:
+                by_class[labels[i]].append(i)
+        lacking += [random.Random(f"{seed} {k}").choice(rows) for k, rows in by_class.items()]
+    moved = set(lacking)
+    return (
+        [i for i in kept if i not in moved] + [i for i in held if i in moved],
+        [i for i in held if i not in moved] + [i for i in kept if i in moved],
+    )

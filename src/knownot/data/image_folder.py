@@ -14,6 +14,7 @@ from knownot.data.hold_out import hold_out
 from knownot.data.photo import is_photo_name
 from knownot.errors import DataError
 
+_OF_THE_DISK = "lost+found"  # at the top of one, for its owner alone
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -78,7 +79,7 @@ def list_photos(root: str | Path) -> list[Path]:
     """All photos below a folder, sorted; hidden files and folders are left out.
 
     Raises:
-        DataError: If the folder is missing or holds no photo.
+        DataError: If the folder is missing or holds no photo, or one inside may not be read.
     """
     root = Path(root)
     if not root.exists():
@@ -93,13 +94,39 @@ def list_photos(root: str | Path) -> list[Path]:
 
 def walk_photos(root: Path) -> Iterator[str]:
     """Names of all photos below a folder, as `list_photos` finds them, in no order."""
-    # Links are followed, but not to what is walked through already, nor to what `root` lies in.
-    walked = {root.resolve(), *root.resolve().parents}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        places = {name: Path(folder, name).resolve() for name in sorted(subfolders)}
-        subfolders[:] = [n for n in places if not n.startswith(".") and places[n] not in walked]
-        walked.update(places.values())
-        yield from (os.path.join(folder, name) for name in names if is_photo_name(Path(name)))
+    return (name for name in walk_files(root) if is_photo_name(Path(name)))
+
+
+def walk_files(root: Path) -> Iterator[str]:
+    """Names of all files below a folder, in no order; hidden folders are left out.
+
+    Raises:
+        DataError: If a folder may not be read.
+    """
+    # Links are followed once all else is walked through; not to that again, nor to what `root` lies in.
+    walked = {str(place) for place in root.resolve().parents}
+    starts = [str(root)]
+    for start in starts:
+        for folder, subfolders, names in os.walk(start, onerror=_unreadable):
+            place = os.path.realpath(folder)
+            shown = [n for n in sorted(subfolders) if not n.startswith(".") and n != _OF_THE_DISK]
+            subfolders.clear()
+            if place in walked:
+                continue
+            walked.add(place)
+            for name in shown:
+                below = os.path.join(folder, name)
+                if os.path.islink(below):
+                    starts.append(below)
+                else:
+                    subfolders.append(name)
+            yield from (os.path.join(folder, name) for name in names)
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be read ({error.strerror}); its photos would be missing"
+    )
 
 
 def names_digest(paths: Iterable[Path], root: Path) -> str:

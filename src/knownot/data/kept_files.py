@@ -75,11 +75,22 @@ def remove_torn(folder: Path) -> None:
             continue
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, as `write_whole` does; names of files in it may be no text."""
+    content = text.encode("utf-8", "surrogateescape")
+    write_whole(path, lambda file: file.write_bytes(content))
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors as a safetensors file, as `write_whole` does."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    write_whole(path, lambda file: save_file({k: t.contiguous() for k, t in tensors.items()}, file))
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        write_whole(path, lambda file: save_file(contiguous, file))
+    except SafetensorError as error:  # of a full disk too
+        raise DataError(f"{path}: cannot be written ({error})") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:

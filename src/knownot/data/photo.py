@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import stat
 import warnings
@@ -17,6 +18,9 @@ from knownot.errors import DataError, PhotoFormatError, PhotoSizeError
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .ppm".split()  # noqa: SIM905
 )
+# What a name with these suffixes may hold. Pillow would try all formats that it knows, whatever the name, and
+# hand PostScript to another program.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _TAIL = 65_536  # bytes at the end of a PNG, where what follows its pixels is
@@ -69,7 +73,7 @@ def decode_photo(
         name: What errors call it.
         at_least: As for `open_photo`.
         max_pixels: Limit of width times height.
-        formats: Names of the formats that Pillow may try; all of them if not given.
+        formats: Names of the formats that Pillow may try; those of `SUFFIXES` if not given.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -80,7 +84,7 @@ def decode_photo(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source, formats=formats) as image:
+            with Image.open(source, formats=formats or _formats()) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise PhotoSizeError(
@@ -117,7 +121,7 @@ def decode_photo(
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height that `open_photo` will give; reads the header only.
+    """Width and height that `open_photo` will give; reads the header, and what else a PNG may need.
 
     Raises:
         DataError: If the file is not a photo, or larger than `open_photo` takes.
@@ -126,22 +130,24 @@ def upright_size(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=_formats()) as image:
                 width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise PhotoSizeError(
+                        f"{path}: {width} x {height} pixels is more than the limit of "
+                        f"{MAX_PIXELS / 1e6:.0f} megapixels; scale the photo and its boxes down"
+                    )
                 if isinstance(image, PngImagePlugin.PngImageFile) and _exif_may_follow(path):
                     image.load()
                 # The base class's getexif: that of PNG files would decode the photo. A TIFF's
                 # orientation is in its size already.
                 orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
                 is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    except PhotoSizeError:
+        raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         reason = str(error) or type(error).__name__
         raise DataError(f"{path}: not a readable photo ({reason}); repair or remove it") from None
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {width} x {height} pixels is more than the limit of "
-            f"{MAX_PIXELS / 1e6:.0f} megapixels; scale the photo and its boxes down"
-        )
     if orientation in _TURNED_BY_A_QUARTER and not is_tiff:
         return height, width
     return width, height
@@ -205,6 +211,12 @@ def small_jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 def is_photo_name(path: Path) -> bool:
     """Whether the file name ends like a photo and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # older ones lack AVIF
 
 
 def _refuse_pipe(path: Path) -> None:

@@ -23,7 +23,7 @@ def read_settings(text: str, name: str) -> dict[str, Any]:
     """
     try:
         values: Any = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates, numbers, depth
         raise ConfigError(f"{name}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected `key: value` lines")

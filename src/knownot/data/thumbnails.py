@@ -20,7 +20,7 @@ FOLDER = "thumbnails"
 _LABELS = "labels.json"
 _SIDE, _QUALITY = 96, 85
 # Bounds of what a stranger's folder makes us read: a thumbnail has about 3 KB, a label some digits.
-_MOST_BYTES, _MOST_LABEL_BYTES = 2**16, 2**20
+_MOST_BYTES, _MOST_LABEL_BYTES = 2**16, 2**24
 
 
 def write_thumbnails(

@@ -258,7 +258,8 @@ class VideoWriter:
             if kind is None:
                 raise self._failed(error) from None
         finally:
-            self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._temporary.unlink()
 
     def _open(self, image: Image.Image) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

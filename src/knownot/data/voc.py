@@ -81,8 +81,8 @@ def read_voc(
 
 
 def is_voc_name(path: Path) -> bool:
-    """Whether a file name ends like an annotation."""
-    return path.suffix.lower() == ".xml"
+    """Whether a file name ends like an annotation and is not hidden."""
+    return path.suffix.lower() == ".xml" and not path.name.startswith(".")
 
 
 def _read_file(

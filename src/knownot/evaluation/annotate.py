@@ -108,10 +108,22 @@ def _strip(prediction: Prediction, width: int) -> Image.Image:
 def free_name(folder: Path, source: str, suffix: str) -> Path:
     """A file of `folder` that does not exist yet, named after `source`."""
     stem = Path(source).stem[:100]
-    target, number = folder / f"{stem}{suffix}", 1
-    while target.exists():
-        target, number = folder / f"{stem}-{number}{suffix}", number + 1
-    return target
+    target = folder / f"{stem}{suffix}"
+    if not target.exists():
+        return target
+
+    def numbered(number: int) -> Path:
+        return folder / f"{stem}-{number}{suffix}"
+
+    # Not one number after another: photos of many folders may all be called the same.
+    free = 1
+    while numbered(free).exists():
+        free *= 2
+    taken = free // 2
+    while free - taken > 1:
+        middle = (free + taken) // 2
+        taken, free = (middle, free) if numbered(middle).exists() else (taken, middle)
+    return numbered(free)
 
 
 def _write(image: Image.Image, photo: str, folder: Path) -> Path:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from knownot.core.calibration import flagged
-from knownot.data.kept_files import write_whole
+from knownot.data.kept_files import write_text
 from knownot.errors import DataError
 from knownot.evaluation.decisions import COLUMNS, read_decisions, write_decisions
 from knownot.evaluation.evaluate import Report, Scored, evaluate
@@ -49,14 +49,13 @@ class Audit:
         Raises:
             DataError: If `audit.csv` holds decisions already, or a file cannot be written.
         """
-        from knownot.evaluation.html import write_page
 
         folder = Path(folder)
         if self.decisions is None:  # else it may be the very file that a person filled in
             write_decisions(folder / TABLE, self.summary["listed"])
         numbers = json.dumps(self.summary, indent=1) + "\n"
-        write_whole(folder / "audit.json", lambda file: file.write_text(numbers, encoding="utf-8"))
-        write_page(folder / "audit.html", _page(self.summary))
+        write_text(folder / "audit.json", numbers)
+        write_text(folder / "audit.html", _page(self.summary))
         return folder / "audit.html"
 
 

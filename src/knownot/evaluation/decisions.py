@@ -54,6 +54,13 @@ def read_decisions(path: Path) -> dict[Path, bool | None]:
     first_line = text.partition("\n")[0]
     delimiter = ";" if first_line.count(";") > first_line.count(",") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return _decisions(reader, path)
+    except (csv.Error, ValueError) as error:  # a quote without an end, a NUL
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _decisions(reader: csv.DictReader[str], path: Path) -> dict[Path, bool | None]:
     if not {"path", "keep"} <= set(reader.fieldnames or ()):
         raise DataError(f"{path}: has no columns path and keep; expected a file of knownot audit")
     decisions: dict[Path, bool | None] = {}

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from knownot.data.kept_files import write_text
 from knownot.data.photo import open_photo, small_jpeg
 from knownot.errors import DataError
 from knownot.evaluation.draw_boxes import DrawnBox, draw_boxes
 from knownot.evaluation.figures import histograms, roc_curves
-from knownot.evaluation.html import data_url, render, write_page
+from knownot.evaluation.html import data_url, render
 from knownot.models.prediction import UNKNOWN
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def write_detection_html(report: DetectionReport, path: Path) -> Path:
         roc=data_url(roc_curves(*sets), "png"),
         mistakes=_mistakes(report),
     )
-    write_page(path, page)
+    write_text(path, page)
     return path
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 
 import knownot
 from knownot.core.calibration import flagged
-from knownot.data.kept_files import write_whole
+from knownot.data.kept_files import write_text
 from knownot.data.photo import open_photo, small_jpeg
 from knownot.errors import DataError
 from knownot.evaluation.figures import histograms, roc_curves
@@ -38,18 +38,8 @@ def write_html(report: Report, path: Path) -> Path:
         mistakes=_mistakes(report),
         classes=report.classes,
     )
-    write_page(path, page)
+    write_text(path, page)
     return path
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page, whole or not at all; names of files in it may be no text.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    content = page.encode("utf-8", "surrogateescape")
-    write_whole(path, lambda file: file.write_bytes(content))
 
 
 def render(template: str, **values: Any) -> str:

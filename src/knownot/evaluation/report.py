@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from knownot.data.kept_files import write_text
 from knownot.data.plain_json import to_json
 from knownot.errors import DataError
 
@@ -15,11 +16,12 @@ Progress = Callable[[str, int], Callable[[int], None]]
 def set_names(folders: Sequence[str | Path]) -> dict[str, Path]:
     """Folders by their own name, or by their whole path where two share a name."""
     names = [Path(folder).resolve().name for folder in folders]
-    names = ["ID/" if name == "ID" else name for name in names]  # the known photos are called so
-    return {
-        name if names.count(name) == 1 else str(folder): Path(folder)
+    names = [
+        name if names.count(name) == 1 else str(folder)
         for name, folder in zip(names, folders, strict=True)
-    }
+    ]
+    names = ["ID/" if name == "ID" else name for name in names]  # the known photos are called so
+    return dict(zip(names, map(Path, folders), strict=True))
 
 
 def save_report(
@@ -31,9 +33,8 @@ def save_report(
         DataError: If the folder cannot be written.
     """
     folder = Path(folder)
+    write_text(folder / "metrics.json", to_json(summary) + "\n")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(to_json(summary) + "\n")
         return write_page(folder / "report.html")
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None

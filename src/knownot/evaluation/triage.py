@@ -16,7 +16,7 @@ import numpy as np
 
 from knownot.data.image_folder import list_photos
 from knownot.data.inbox import kept_facts
-from knownot.data.kept_files import write_whole
+from knownot.data.kept_files import write_text, write_whole
 from knownot.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _RECORD, _GALLERY = "triage.json", "triage.html"
 # gallery shows together, and touches no score or threshold of a model.
 _DISTANCE = 0.7
 _SHOWN, _BATCH = 16, 32
+_MOST_PAIRED = 10_000  # photos, each with each: 2 GB
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,6 @@ def triage(
     Raises:
         DataError: If the folder is missing or holds no photo that can be read.
     """
-    from knownot.evaluation.html import write_page
 
     paths = list_photos(folder)
     features, read, skipped = _features(paths, model, progress)
@@ -91,8 +91,8 @@ def triage(
     clusters, alone = _clusters([paths[i] for i in read], features, min_size)
     found = Triage(clusters, alone, skipped, folder / _GALLERY)
     record = {c.number: [str(p.relative_to(folder)) for p in c.photos] for c in clusters}
-    write_whole(folder / _RECORD, lambda file: file.write_text(json.dumps(record, indent=1)))
-    write_page(found.gallery, _page(found))
+    write_text(folder / _RECORD, json.dumps(record, indent=1))
+    write_text(found.gallery, _page(found))
     return found
 
 
@@ -211,9 +211,14 @@ def _clusters(
     # What all of them share says nothing about which are alike.
     directions = features - features.mean(0)
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    labels = AgglomerativeClustering(
+    # Each pair takes memory: of very many, a sample makes the groups.
+    rng = np.random.default_rng(0)
+    few = len(paths) <= _MOST_PAIRED
+    sample = np.arange(len(paths)) if few else rng.permutation(len(paths))[:_MOST_PAIRED]
+    of_sample = AgglomerativeClustering(
         n_clusters=None, metric="precomputed", linkage="average", distance_threshold=_DISTANCE
-    ).fit_predict(np.maximum(1 - directions @ directions.T, 0))
+    ).fit_predict(np.maximum(1 - directions[sample] @ directions[sample].T, 0))
+    labels = of_sample if few else _joined(directions, sample, of_sample)
     counts = np.bincount(labels)
     order = np.argsort(-counts, kind="stable")
     clusters: list[Cluster] = []
@@ -223,6 +228,23 @@ def _clusters(
         photos = [paths[i] for i in typical]
         clusters.append(Cluster(len(clusters) + 1, photos, *_nearest(photos)))
     return clusters, [p for p, label in zip(paths, labels, strict=True) if counts[label] < min_size]
+
+
+def _joined(directions: np.ndarray, sample: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
+    """Labels of all photos (N,): those out of the sample go to the nearest group, or stay alone."""
+    groups = of_sample.max() + 1
+    means = np.zeros((groups, directions.shape[1]), directions.dtype)
+    np.add.at(means, of_sample, directions[sample])
+    means /= np.bincount(of_sample)[:, None]
+    labels: np.ndarray = groups + np.arange(len(directions))
+    for start in range(0, len(directions), _MOST_PAIRED):
+        part = slice(start, start + _MOST_PAIRED)
+        # To the mean of a group is, of cosines, the mean over the group.
+        distance = 1 - directions[part] @ means.T
+        near = distance.min(1) < _DISTANCE
+        labels[part][near] = distance.argmin(1)[near]
+    labels[sample] = of_sample
+    return labels
 
 
 def _nearest(photos: Iterable[Path]) -> tuple[str | None, float]:

@@ -97,6 +97,8 @@ def score_photos(
 
     if workers is not None and workers < 1:
         raise ConfigError(f"workers: expected at least 1, got {workers}")
+    if part_size < 1:
+        raise ConfigError(f"part_size: expected at least 1, got {part_size}")
     if not photos:
         raise DataError("photos: there is none to score")
     parts = Parts(_free(Path(output)), photos, part_size)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
+import re
 from pathlib import Path
 
 from PIL import Image
 
+from knownot.data.file_globs import files_of
 from knownot.data.image_folder import walk_photos
 from knownot.data.photo import decode_photo, is_photo_name
 from knownot.errors import DataError, ScoringError
@@ -68,8 +69,7 @@ def _list_disk(source: str) -> list[str]:
     # Names, no Path objects: there may be millions.
     if os.path.isdir(source):
         return sorted(walk_photos(Path(source)))
-    found = glob.iglob(source, recursive=True)
-    return sorted(name for name in found if _is_photo(name) and os.path.isfile(name))
+    return sorted(filter(_is_photo, files_of(source)))
 
 
 def _list_store(source: str) -> list[str]:
@@ -79,8 +79,10 @@ def _list_store(source: str) -> list[str]:
         files, path = url_to_fs(source)
         if files.isdir(path):
             base, found = path, files.find(path)
+        elif files.isfile(path):
+            return [files.unstrip_protocol(path)]
         else:
-            base, found = path.partition("*")[0], files.glob(path)
+            base, found = re.split(r"[*?[]", path)[0], files.glob(path)
         # Hidden is what is hidden below the place that was asked for.
         shown = (name for name in found if "/." not in "/" + name.removeprefix(base))
         return sorted(map(files.unstrip_protocol, filter(_is_photo, shown)))

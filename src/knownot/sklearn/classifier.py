@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -39,6 +40,7 @@ _FEW = 500  # rows, below which none is spared for calibration
 _ROWS = 1024  # that are scored together: each is compared with all that kNN remembers
 # Standardised rows of D numbers have length sqrt(D); see `_rows`.
 _HEIGHT = 3.0
+_FARTHEST = 1e15  # that a number of a row is seen: its square is a float32
 
 
 class _Answers(NamedTuple):
@@ -130,7 +132,9 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.centre_ = given.mean(0)
         spread = given.std(0)
-        self.scale_ = np.where(spread > 0, spread, 1.0)
+        # What is the same in all rows has a spread too, of rounding.
+        rounding = len(given) * np.finfo(np.float64).eps * np.abs(self.centre_)
+        self.scale_ = np.where(spread > rounding, spread, 1.0)
         rows, labels = self._rows(given), torch.from_numpy(of_rows)
         held_out: list[dict[str, Tensor]] = []
         cv = (5 if len(rows) < _FEW else 0) if self.cv is None else self.cv
@@ -150,7 +154,12 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         answers = self._answers(X)
         labels: NDArray[Any] = self.classes_[answers.nearest]
         if self.alpha:
-            labels = np.where(self._flagged(answers.p_values), self._unknown_label(), labels)
+            unknown = self._unknown_label()
+            if labels.dtype.kind in "biu" and isinstance(unknown, Integral):
+                # -1 would be 255 among labels of one byte without a sign.
+                wide = np.result_type(labels.dtype, np.min_scalar_type(int(unknown)))
+                labels = labels.astype(wide)
+            labels = np.where(self._flagged(answers.p_values), unknown, labels)
         return labels
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -204,7 +213,7 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             return self.unknown_label
         if self.classes_.dtype.kind not in "biuf":
             return UNKNOWN
-        return -1 if -1 not in self.classes_ else self.classes_.min() - 1
+        return -1 if -1 not in self.classes_ else self.classes_.min().item() - 1
 
     def _trained(self, rows: Tensor, labels: Tensor, seed: int) -> Network:
         """A model of these rows, not calibrated; what is not said is as `knownot train` has it."""
@@ -241,8 +250,8 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         plane above the origin, and those further out are seen at a lower angle.
         """
         if self.metric == "cosine":
-            return torch.from_numpy(given).float()
-        standard = (given - self.centre_) / self.scale_
+            return torch.from_numpy(given.clip(-_FARTHEST, _FARTHEST)).float()
+        standard = ((given - self.centre_) / self.scale_).clip(-_FARTHEST, _FARTHEST)
         height = np.full((len(given), 1), _HEIGHT * given.shape[1] ** 0.5)
         return torch.from_numpy(np.hstack([standard, height])).float()
 
