@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from knownot.data.image_folder import read_labelled
+from knownot.data.inbox import Inbox
 from knownot.errors import ConfigError, DataError
 from knownot.evaluation import triage as module
 from knownot.evaluation.triage import copy_named, parsed_names, triage
@@ -22,7 +23,11 @@ def test_predict_keeps_unknown_photos(
     exported_file: Path,
     tmp_path: Path,
     knownot_command: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def full_disk(*_: object) -> bool:
+        raise DataError("a.jpg: cannot be written (No space left on device)")
+
     new = colour_folder(tmp_path / "new", 2)
     noisy(UNKNOWN_COLOUR, 1).save(new / "blue.png")
     (new / "torn.png").write_text("torn")
@@ -36,6 +41,14 @@ def test_predict_keeps_unknown_photos(
     assert len(list(unknown.glob("*.jpg"))) == len(flagged)
     knownot_command(*arguments)
     assert len(list(unknown.glob("*.jpg"))) == len(flagged)
+    # What cannot be kept costs no answer.
+    for kept in unknown.iterdir():
+        kept.unlink()
+    monkeypatch.setattr(Inbox, "_keep", full_disk)
+    done = knownot_command(*arguments[:-3], "-o", tmp_path / "a.jsonl", *arguments[-2:])
+    assert done.code == 1
+    assert "not kept" in done.err
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == len(answers)
     (tmp_path / "v.mp4").write_text("")
     refused = knownot_command(
         "predict", exported_file, tmp_path / "v.mp4", "--keep-unknown", unknown

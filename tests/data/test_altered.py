@@ -27,6 +27,11 @@ def test_every_photo_changes_and_stays_a_photo(name: str, photos: torch.Tensor) 
     assert torch.equal(altered, alter(name, photos, seed=0))
 
 
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_a_photo_alone_changes_too(name: str, photos: torch.Tensor) -> None:
+    assert (alter(name, photos[:1], seed=0) - photos[:1]).abs().mean() > 5
+
+
 def test_mixed_photos_are_mixed_with_another(photos: torch.Tensor) -> None:
     for number in range(2, 6):
         x = photos[:number].float()

@@ -251,3 +251,18 @@ def test_a_large_png_is_refused_whatever_follows_its_pixels(tmp_path: Path) -> N
     path.write_bytes(content + b"eXIf")
     with pytest.raises(PhotoSizeError, match="more than the limit of 100 megapixels"):
         upright_size(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_strips_are_laid_on_white_as_the_whole_is(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 23, 4), np.uint8)
+    image = Image.fromarray(noise).convert("RGB" if mode == "P" else mode).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(range(256))
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    expected = Image.alpha_composite(white, rgba).convert("RGB")
+    monkeypatch.setattr("knownot.data.photo._STRIP", 23 * 5)
+    assert to_rgb(image).tobytes() == expected.tobytes()

@@ -231,3 +231,12 @@ def test_it_learned_its_shapes(model: UnknownAwareDetector, scenes: Path) -> Non
         for index, found in detect_photos(model, photos.paths, {})
     )
     assert found > 0.6 * sum(photos.counts().values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_boxes(detector_folder: Path, photo: Path) -> None:
+    (there,) = knownot.load(detector_folder, device="cuda").predict(photo)
+    (here,) = knownot.load(detector_folder).predict(photo)
+    assert [box.label for box in there.boxes] == [box.label for box in here.boxes]
+    for one, other in zip(there.boxes, here.boxes, strict=True):
+        assert one.box == pytest.approx(other.box, abs=0.5)

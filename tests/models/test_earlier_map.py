@@ -81,6 +81,44 @@ def test_a_module_of_ones_own_has_none_unless_it_tells_its_maps() -> None:
     assert find_earlier_map(plain, SIDE) is None
 
 
+def test_a_backbone_that_makes_tensors_of_its_own_is_loaded_with_its_map(tmp_path: Path) -> None:
+    class Coordinates(nn.Module):
+        """Reads where a pixel is, too, from a tensor that `forward` makes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(4, 6, 3, 2), nn.Conv2d(6, 8, 3, 2)
+
+        def forward_intermediates(
+            self, images: Tensor, indices: object = None, **_: object
+        ) -> tuple[Tensor, list[Tensor]]:
+            place = torch.linspace(0, 1, images.shape[-1]).expand(len(images), 1, *images.shape[2:])
+            first = self.first(torch.cat([images, place], 1))
+            last = self.last(first)
+            maps = [first, last]
+            return last, maps if indices is None else [maps[i] for i in indices]
+
+        def forward_head(self, last: Tensor, pre_logits: bool = True) -> Tensor:
+            return last.mean((2, 3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.forward_head(self.forward_intermediates(images)[0])
+
+    backbone = Coordinates().eval()
+    found = find_earlier_map(backbone, SIDE)
+    assert found is not None
+    model = UnknownAwareClassifier(
+        backbone, 8, ["a", "b"], Preprocessing(image_size=SIDE), earlier_map=found
+    ).eval()
+    with torch.no_grad():
+        rows = model.scored_features(noise(60))
+    model.fit_scores(rows[:40], torch.arange(40) % 2)
+    model.calibrate(rows[40:])
+    again = knownot.load(save(model, tmp_path / "m"), backbone=Coordinates())
+    with torch.no_grad():
+        assert torch.allclose(again.scored_features(noise(4)), rows[:4], atol=1e-5)
+
+
 def test_a_map_that_is_not_there_is_told() -> None:
     backbone = network()
     check_earlier_map(backbone, SIDE, EarlierMap(index=3, width=256))

@@ -321,6 +321,10 @@ def test_what_cannot_be_built_is_explained() -> None:
         regions(architecture="resnet19")
     with pytest.raises(ConfigError, match="no feature map of stride"):
         regions(architecture="vit_tiny_patch16_224")
+    with pytest.raises(ConfigError, match=r"makes no maps of 256 pixels .* any size, such as"):
+        regions(architecture="maxvit_tiny_rw_224")
+    with pytest.raises(ConfigError, match=r"Invalid pretrained tag \(foo\)"):
+        regions(architecture="resnet10t.foo")
     with pytest.raises(ConfigError, match="takes hub or none"):
         regions(architecture="fasterrcnn_resnet50_fpn", weights="pypi")
 

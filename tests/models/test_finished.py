@@ -15,6 +15,7 @@ from torch import nn
 
 from knownot.errors import ConfigError, ModelFileError
 from knownot.models.finished import finished_network, in_order_of, likelier_order, split_head
+from knownot.models.weights_file import read_weights
 from tests.helpers import tiny_backbone
 
 ARCH, SIZE = "resnet10t", 32
@@ -265,3 +266,15 @@ def test_a_poor_classifier_keeps_its_order() -> None:
     torch.manual_seed(0)
     labels = torch.randint(0, 10, (500,))
     assert likelier_order(torch.randint(0, 10, (500,)), labels, 10) is None
+
+
+def test_a_layer_beside_the_network_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, beside = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Linear(4, 2)
+    own = network.state_dict()
+    state = {f"model.{name}": tensor for name, tensor in own.items()}
+    state |= {f"1.{name}": tensor for name, tensor in beside.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    read = read_weights(tmp_path / "w.pth", own)
+    assert read.keys() == own.keys()
+    assert all(torch.equal(read[name], own[name]) for name in own)

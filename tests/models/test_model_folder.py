@@ -217,6 +217,12 @@ def test_a_pickle_in_disguise_is_not_executed(tmp_path: Path, name: str, monkeyp
         ("architecture", "vit_giant_patch14_clip_224"),  # 4 GB, were it built
         ("surprise", 1),
         ("vos", {"queue_size": 10**9}),
+        ("vos", {"queue_size": 10**18}),
+        ("vos", {"queue_size": 10**30}),
+        ("vos", {"draws_per_class": 1, "outliers_per_class": 5}),
+        ("vos", {"outliers": "mixup", "gaussians": "streaming"}),
+        ("vos", {"outliers": "noise", "radius_ratio": 2.0}),
+        ("architecture", "resnet10t.nobodys_tag"),
     ],
 )
 def test_a_configuration_that_lies_is_refused(tmp_path: Path, key: str, value) -> None:
@@ -326,3 +332,11 @@ def test_damaged_weights_are_named(tmp_path: Path, change: str) -> None:
 def test_the_device_is_chosen_and_may_be_named() -> None:
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_a_tensor_too_many_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(path) | {"stranger": torch.ones(3)}, path)
+    with pytest.raises(ModelFileError, match=r"weights are damaged or do not fit .*stranger"):
+        load(tmp_path / "m", backbone=tiny_backbone())

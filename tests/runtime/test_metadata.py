@@ -48,6 +48,11 @@ def test_damaged_calibration_is_refused(exported_file: Path, damage: dict[str, A
         ExportMetadata.from_json(json.dumps(data))
 
 
+def test_a_description_of_nothing_but_brackets_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="damaged"):
+        ExportMetadata.from_json("[" * 200_000)
+
+
 def test_files_of_before_have_none(exported_file: Path) -> None:
     data = json.loads(OnnxClassifier(exported_file).metadata.to_json())
     del data["calibration"]

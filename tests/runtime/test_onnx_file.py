@@ -17,6 +17,7 @@ from knownot.errors import ModelFileError
 from knownot.runtime import OnnxClassifier
 from knownot.runtime.metadata import ExportMetadata
 from knownot.runtime.onnx_file import sealed, unsealed
+from knownot.runtime.sessions import Sessions
 from tests.helpers import COLOURS, colour_folder
 
 
@@ -147,3 +148,27 @@ def test_the_command_predicts_without_torch(exported_file: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["nearest_class"] for row in rows] == ["green"] * 3 + ["red"] * 3
+
+
+def test_weights_outside_of_the_file_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a stranger's model could show a file of the current folder in its scores."""
+    (tmp_path / "secret").write_bytes(b"TOPKEY42")
+    monkeypatch.chdir(tmp_path)
+    outside = onnx.TensorProto(
+        name="w",
+        data_type=onnx.TensorProto.UINT8,
+        dims=[8],
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", "secret"), ("offset", "0"), ("length", "8")):
+        outside.external_data.add(key=key, value=value)
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [8])]
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [8])]
+    node = onnx.helper.make_node("Max", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", inputs, outputs, [outside])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    with pytest.raises(Exception, match="secret"):
+        Sessions(model.SerializeToString(), 1)

@@ -22,6 +22,7 @@ from knownot.data.cores import usable_cores
 from knownot.data.inbox import kept_facts
 from knownot.data.photo import open_photo
 from knownot.errors import ConfigError, ExportError
+from knownot.runtime.onnx_file import sealed, unsealed
 from knownot.serve.limits import Limits
 from knownot.serve.model_file import load_model
 from knownot.serve.server import api_key, is_loopback, listen
@@ -186,6 +187,15 @@ def test_errors_name_the_remedy(
         result = knownot_command("serve", exported_file, "--port", port)
         assert result.code == 1
         assert "choose another --port" in " ".join(result.err.split())
+    for host in ("a..b", "h" * 70):
+        result = knownot_command("serve", exported_file, "--host", host)
+        assert (result.code, "cannot listen there" in " ".join(result.err.split())) == (1, True)
+    graph, description = unsealed(exported_file)
+    other = tmp_path / "other.onnx"
+    other.write_bytes(sealed(graph, json.dumps(json.loads(description) | {"image_size": 16})))
+    result = knownot_command("serve", other, "--port", 0)
+    assert result.code == 1
+    assert "cannot answer for a photo" in " ".join(result.err.split())
     result = knownot_command("serve", exported_file, "--max-photos", 99)
     assert "queue: 64 photos cannot hold" in " ".join(result.err.split())
     monkeypatch.setenv("KNOWNOT_API_KEY", " ")
@@ -230,6 +240,10 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("KNOWNOT_API_KEY", "secret\r")
     with pytest.raises(ConfigError, match="white space"):
         api_key()
+    for key in ("clé", "鍵", "a\tb"):
+        monkeypatch.setenv("KNOWNOT_API_KEY", key)
+        with pytest.raises(ConfigError, match="signs of ASCII"):
+            api_key()
 
 
 def test_loopback_addresses() -> None:

@@ -323,6 +323,37 @@ def test_what_is_not_http_ends_the_connection(server: Running) -> None:
     assert server.http.get("/healthz").status_code == 200
 
 
+def test_a_body_behind_an_offer_of_another_protocol_is_no_request(server: Running) -> None:
+    hidden = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    offer = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    for framing in (b"Content-Length: %d" % len(hidden), b"Transfer-Encoding: chunked"):
+        with connect(server) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\n" + offer + framing + b"\r\n\r\n")
+            connection.sendall(hidden)
+            answer = rest_of(connection)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"without" in answer
+    with connect(server) as connection:  # without a body it is HTTP/1.1 as ever
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n" + offer + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_pages_of_other_sites_send_no_photos(server: Running) -> None:
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        headers = {"sec-fetch-site": site, "content-type": "image/png"}
+        answer = server.http.post("/predict", content=RED, headers=headers)
+        assert answer.status_code == status
+    assert answer.json().keys() >= {"photos"}
+
+
+def test_what_phones_put_behind_a_picture_is_not_read(server: Running) -> None:
+    photo = encoded(Image.new("RGB", (64, 64), "red"), "JPEG")
+    behind = b"\xff\xda\x00\x02" * 1000
+    alone, with_video = (server.predict(data).json() for data in (photo, photo + behind))
+    assert with_video["photos"][0]["p_value"] == alone["photos"][0]["p_value"]
+
+
 def test_errors_are_json_and_headers_are_safe(server: Running) -> None:
     for method, path, status in (
         ("GET", "/predict", 405),

@@ -153,6 +153,28 @@ def test_history_is_downloaded(opened: Opened, tmp_path: Path) -> None:
     assert not page.locator("#history").is_visible()
 
 
+def test_a_photo_without_an_object_is_in_the_history_too(opened: Opened) -> None:
+    page = opened()
+    table = page.evaluate(
+        """async () => {
+            const { asCsv, remember } = await import("/static/session.js");
+            const answer = { boxes: [], score: "knn", alpha: 0.05 };
+            remember({ url: "", time: "now", name: "empty.jpg", answer });
+            return asCsv();
+        }"""
+    )
+    (row,) = csv.DictReader(table.splitlines())
+    assert (row["name"], row["label"], row["score"]) == ("empty.jpg", "", "knn")
+
+
+def test_clearing_leaves_nothing(opened: Opened) -> None:
+    page = opened()
+    drop(page, ("red.tif", encoded(noisy(COLOURS["red"], 1), "TIFF")))
+    expect(page.locator("#unshown")).to_be_visible()
+    page.locator("#clear").click()
+    expect(page.locator("#unshown")).to_be_hidden()
+
+
 def test_errors_are_sentences_in_the_language(opened: Opened) -> None:
     page = opened()
     problem = page.locator("#problem")
@@ -290,9 +312,10 @@ def test_a_service_with_a_key_and_thumbnails(
             assert server.http.get(path).status_code == 401
         page = opened(server.url)
         field = page.get_by_label("This service asks for a key")
-        field.fill("wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#problem")).to_have_text("The key is missing or wrong.")
+        for wrong in ("wrong", "鍵"):  # which no header can hold
+            field.fill(wrong)
+            page.keyboard.press("Enter")
+            expect(page.locator("#problem")).to_have_text("The key is missing or wrong.")
         field.fill("secret")
         page.keyboard.press("Enter")
         page.locator("#samples button").first.click()

@@ -230,6 +230,8 @@ def test_processes_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"devices: 99 .* cores; use at most --devices"):
         train(settings(photos, tmp_path / "m", devices=99))
+    with pytest.raises(ConfigError, match="cuda:1 is one, and several processes are to train"):
+        train(settings(photos, tmp_path / "m", devices=2, device="cuda:1"))
     with pytest.raises(ConfigError, match=r"batch_size: 3 .* use --batch-size 4"):
         check_shares(settings(photos, tmp_path / "m", devices=2, batch_size=3), 85)
     with pytest.raises(ConfigError, match="devices: 3 photos are too few"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def test_an_interrupted_choice_goes_on_with_another_alpha(photos: Path, tmp_path
         run(photos, tmp_path / "m", Told(3))
     result = run(photos, tmp_path / "m", resume=True, alpha=0.1)
     assert result.metrics["alpha"] == 0.1
+
+
+def test_an_interrupted_choice_does_not_go_on_with_other_photos(
+    photos: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(photos, tmp_path / "p"))
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "m", Told(3))
+    shutil.copytree(data / "train" / "red", data / "train" / "third")
+    with pytest.raises(ConfigError, match="classes"):
+        run(data, tmp_path / "m", resume=True)
+    shutil.rmtree(data / "train" / "third")
+    next((data / "train" / "red").iterdir()).unlink()
+    with pytest.raises(ConfigError, match="not those that the run was begun with"):
+        run(data, tmp_path / "m", resume=True)
 
 
 def test_wrong_photos_leave_nothing_behind(tmp_path: Path) -> None:

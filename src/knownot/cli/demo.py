@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knownot.cli.console import print_json, stderr
+from knownot.cli.console import plain, print_json, stderr
 
 
 class Task(StrEnum):
@@ -52,4 +52,4 @@ def demo(
         print_json(results)
         return
     show(results)
-    note.print(f"pictures and numbers: {output}/")
+    note.print(f"pictures and numbers: {plain(output)}/", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +88,11 @@ def _model(folder: Path) -> dict[str, Any]:
 
     model = load(folder)
     metrics_file = folder / TRAINING / METRICS
-    metrics = json.loads(metrics_file.read_text()) if metrics_file.is_file() else {}
+    metrics = {}
+    with suppress(OSError, ValueError, RecursionError):  # a model works without
+        metrics = json.loads(metrics_file.read_bytes())
+    if not isinstance(metrics, dict):
+        metrics = {}
     return {
         **(_detector(model) if isinstance(model, UnknownAwareDetector) else _classifier(model)),
         "classes": model.classes,

@@ -117,19 +117,26 @@ def predict(
     if ids is not None:
         paths = [path for path in dict.fromkeys(paths) if str(path) in ids.images]
     failed: list[str] = []
+    lost: list[str] = []  # copies that could not be written
     with ExitStack() as stack:
         writer = _writer(stack, form, output, bool(videos), ids)
         begin = stack.enter_context(photo_progress(form is not Format.table and output is None))
         for answer in _answers(loaded, paths, every, save_images, begin, settings):
             writer.write(answer)
+            # An answer is worth more than a copy: a full disk, or a photo that has gone, ends nothing.
             if inbox is not None and answer.error is None:
-                _keep(inbox, answer)
+                try:
+                    _keep(inbox, answer)
+                except DataError as reason:
+                    lost.append(str(reason))
             if answer.error:
                 failed.append(answer.error)
         writer.end()
     for error in failed[:5]:
         stderr().print(f"[yellow]skipped[/] {plain(error)}", soft_wrap=True)
-    if failed:
+    for error in lost[:5]:
+        stderr().print(f"[yellow]not kept[/] {plain(error)}", soft_wrap=True)
+    if failed or lost:
         raise typer.Exit(1)
 
 

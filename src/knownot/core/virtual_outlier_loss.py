@@ -97,8 +97,9 @@ class VirtualOutlierLoss(nn.Module):
         shrinkage: "oas" or "fixed", see `ClassGaussians`.
         outliers: Where outliers come from: "gaussian", the paper's tails; another of `OutlierName`,
             for comparison; or an `OutlierSampler` of your own, whose number per class counts.
-        min_count: Features a class must have shown before outliers are drawn around it. The shared
-            covariance uses the features of all classes.
+        min_count: Features a class must have shown before outliers are drawn around it; "streaming"
+            ones count a little less the older they are. The shared covariance uses the features of
+            all classes.
         background_index: Column of the logits that takes no part in the energy (a detector's
             background class), or None.
         generator: Source of randomness for the outliers, on the device of the features; several

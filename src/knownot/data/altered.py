@@ -27,7 +27,8 @@ _SPECKLE = 0.6
 def alter(name: str, photos: Tensor, seed: int) -> Tensor:
     """Photos (N, 3, H, W), uint8, altered by one of `ALTERATIONS`; the same shape, float32.
 
-    The means mix photos of the same call. A side that four tiles do not divide keeps its last pixels.
+    The means mix photos of the same call, one alone with itself turned upside down. A side that four
+    tiles do not divide keeps its last pixels.
 
     Raises:
         ValueError: If the name is unknown.
@@ -40,7 +41,9 @@ def alter(name: str, photos: Tensor, seed: int) -> Tensor:
     if name in ("arithmetic mean", "geometric mean"):
         order = torch.randperm(number, generator=generator)
         other = x.clone()
-        other[order] = x[order.roll(1)]  # of no photo itself, unless it is alone
+        other[order] = x[order.roll(1)]  # of no photo itself
+        if number == 1:
+            other = x.flip(2, 3)
         return (x + other) / 2 if name == "arithmetic mean" else (x * other).sqrt()
     if name == "jigsaw":
         tall, wide = height // _TILES, width // _TILES

@@ -22,6 +22,7 @@ SUFFIXES = frozenset(
 # hand PostScript to another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
+_STRIP = 2**20  # pixels
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _TAIL = 65_536  # bytes at the end of a PNG, where what follows its pixels is
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
@@ -187,10 +188,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
             scaled[:] = (row / np.float64(scale)).clip(0, 255).round()
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In strips: whole, a photo would be in memory four times over."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        whole.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return whole
 
 
 def small_jpeg(image: Image.Image, side: int, quality: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from knownot.data.kept_files import write_text
 from knownot.demo.scenes import KNOWN_SHAPES, UNKNOWN_SHAPES, write_scenes
 from knownot.errors import DataError
 from knownot.evaluation.annotate import drawn
@@ -52,9 +53,9 @@ def run_detection_demo(
     output = Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        scenes = write_scenes(output / "scenes", seed=seed)
     except OSError as error:
         raise DataError(f"{output}: cannot be written ({error.strerror})") from None
-    scenes = write_scenes(output / "scenes", seed=seed)
     say(f"scenes of {', '.join(KNOWN_SHAPES)}; never shown: {', '.join(UNKNOWN_SHAPES)}")
     reports: dict[str, DetectionReport] = {}
     for name, folder in _train(scenes, output, seed, say).items():
@@ -64,7 +65,7 @@ def run_detection_demo(
         reports[name].save(output / f"report-{name}")
         _draw(model, reports[name], output / f"detections-{name}.png")
     results = {**_compare(reports), "seconds": time.monotonic() - started}
-    (output / "detection.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_text(output / "detection.json", json.dumps(results, indent=2) + "\n")
     return results
 
 

@@ -134,6 +134,10 @@ def known_architecture(name: str) -> str:
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"arch: timm has no model {name!r}{hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # of a tag that it does not have
+        raise ConfigError(f"arch: {error}") from None
     return name
 
 

@@ -122,8 +122,10 @@ class UnknownAwareDetector(UnknownAwareModel):
         if self.calibrations:
             columns["ood_score"] = scores[self.default_score]
             p_values = self.row_p_values(scores, self.default_score, self.groups(boxes, labels))
-            columns["p_value"] = p_values
-            columns["is_unknown"] = flagged(p_values, self.alpha)
+            device, exact = boxes.device, p_values.dtype  # MPS has no float64
+            kept = torch.float32 if device.type == "mps" else exact
+            columns["p_value"] = p_values.to(device, kept)
+            columns["is_unknown"] = flagged(p_values, self.alpha).to(device)
         counts = [len(detections["labels"]) for detections in found]
         for name, values in columns.items():
             for detections, part in zip(found, torch.split(values, counts), strict=True):

@@ -121,8 +121,15 @@ def body_of(model: FasterRCNN) -> nn.Module:
 def _maps_of_a_square(model: FasterRCNN, network: nn.Module) -> Any:
     """Maps that a network within the model gives for a square of `_SIDE` pixels."""
     device = next(model.parameters()).device  # also where a default device is set
-    with evaluating(model):
-        return network(torch.zeros(1, 3, _SIDE, _SIDE, device=device))
+    try:
+        with evaluating(model):
+            return network(torch.zeros(1, 3, _SIDE, _SIDE, device=device))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"the backbone makes no maps of {_SIDE} pixels ({reason}); a detector needs a network that "
+            "takes photos of any size, such as tf_efficientnet_lite0 or resnet50"
+        ) from error
 
 
 def _fix_scales(model: FasterRCNN) -> None:

@@ -20,6 +20,8 @@ from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targ
 if TYPE_CHECKING:
     from transformers import DetrForObjectDetection
 
+_MOST_LAYERS = 100  # that a stranger's folder may ask for
+
 
 class DetrSettings(BaseModel):
     """How photos are prepared for a DETR and which of its boxes are kept; sizes are the paper's."""
@@ -173,7 +175,10 @@ class DetrRegions(RegionModel):
         if not isinstance(backbone, dict):
             raise ConfigError("network: expected a backbone_config")
         if name := backbone.get("backbone"):
-            known_architecture(name)
+            known_architecture(str(name))
+        layers = [saved.network.get(f"{part}_layers", 0) for part in ("encoder", "decoder")]
+        if not all(isinstance(number, int) and 0 <= number <= _MOST_LAYERS for number in layers):
+            raise ConfigError(f"network: expected at most {_MOST_LAYERS} layers, got {layers}")
         try:
             config = DetrConfig.from_dict(saved.network)
             model = DetrForObjectDetection(config)

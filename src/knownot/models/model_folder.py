@@ -70,8 +70,8 @@ def save(
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
-        (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-        (temporary / CARD).write_text(model.card or model_card(model))
+        (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+        (temporary / CARD).write_text(model.card or model_card(model), "utf-8")
         save_file(state, temporary / WEIGHTS)
         save_file(_calibration_tensors(model), temporary / CALIBRATION)
         for name in (WEIGHTS, CALIBRATION):  # safetensors writes files that only the owner reads
@@ -159,13 +159,23 @@ def load(
         model = config.build(backbone)
     except (ConfigError, ModelFileError) as error:
         raise ModelFileError(f"{folder}: {error}") from None
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ModelFileError(
+            f"{folder}: no model can be built as {CONFIG} says ({_in_short(error)})"
+        ) from error
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
         calibration = load_file(folder / CALIBRATION)
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelFileError(
-            f"{folder}: weights are damaged or do not fit ({first_line})"
+            f"{folder}: weights are damaged or do not fit ({_in_short(error)})"
         ) from None
     try:
         model.calibrations = _calibrations(calibration, config.classwise)
@@ -177,6 +187,11 @@ def load(
         raise ModelFileError(f"{folder / CALIBRATION}: no scores of {config.default_score!r}")
     model.card = _read_card(folder)
     return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()
+
+
+def _in_short(error: Exception) -> str:
+    """The first lines of an error's text, of which torch's begins with a heading."""
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or repr(error)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -243,9 +258,10 @@ def _check_shapes(weights: Path, config: FolderConfig, backbone: nn.Module | Non
 
     with torch.device("meta"):  # shapes without memory
         model = config.build(backbone)
-        if isinstance(model, UnknownAwareClassifier) and model.earlier_map:
-            size = model.preprocessing.image_size
-            check_earlier_map(model.backbone, size, model.earlier_map)
+        if backbone is None:
+            _check_map(model)
+    if backbone is not None:  # real, whatever the rest is
+        _check_map(model)
     expected = model.state_dict()
     try:
         with safe_open(weights, "pt") as file:
@@ -261,6 +277,11 @@ def _check_shapes(weights: Path, config: FolderConfig, backbone: nn.Module | Non
             raise ModelFileError(
                 f"{name} in {WEIGHTS} has shape {found[name]}, {CONFIG} says {list(tensor.shape)}"
             )
+
+
+def _check_map(model: UnknownAwareModel) -> None:
+    if isinstance(model, UnknownAwareClassifier) and model.earlier_map:
+        check_earlier_map(model.backbone, model.preprocessing.image_size, model.earlier_map)
 
 
 def _calibration_tensors(model: UnknownAwareModel) -> dict[str, Tensor]:

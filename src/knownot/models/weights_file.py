@@ -54,7 +54,9 @@ def read_weights(path: Path, names: Collection[str]) -> dict[str, Any]:
             "you mean"
         )
     prefix = prefixes[0] if prefixes and "" not in prefixes else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    # What stands beside the network may have names that it uses itself.
+    inside = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
 
 
 def load_weights(network: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -56,7 +56,7 @@ class ExportedModel(Generic[Metadata]):
     def calibrated_on(self) -> int | None:
         """Scores that p-values are ranks among, of the largest group; None if the file does not tell."""
         summary = self.metadata.calibration
-        return None if summary is None else max(summary.sizes)
+        return None if summary is None else max(summary.sizes, default=None)
 
     @property
     def default_score(self) -> str:

@@ -79,7 +79,7 @@ class ExportMetadata:
             data = json.loads(text)
             version, task = data["format_version"], data["task"]
             kind = _KINDS.get(task)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ModelFileError("its description is damaged") from None
         if version != FORMAT_VERSION or kind is None:
             raise ModelFileError(

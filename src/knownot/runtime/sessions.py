@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
 from numpy.typing import NDArray
 
+_WEIGHTS_ELSEWHERE = "session.model_external_initializers_file_folder_path"
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -24,8 +26,8 @@ class Sessions:
 
     def __init__(self, data: bytes, cores: int) -> None:
         self._lock = Lock()
-        self._data: bytes | None = data
         self._all = _session(data, cores)
+        self._data: bytes | None = None if cores == 1 else data
         self._one: Any = self._all if cores == 1 else None
 
     @property
@@ -54,4 +56,7 @@ def _session(data: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised, too
+    # A file is whole. A stranger's could otherwise name files below the current folder as its weights,
+    # and show them in its scores.
+    options.add_session_config_entry(_WEIGHTS_ELSEWHERE, os.path.join(os.devnull, "none"))
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

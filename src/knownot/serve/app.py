@@ -32,6 +32,7 @@ from knownot.serve.uploads import FIELD
 STATIC = Path(__file__).parent / "static"
 _FOR_A_YEAR = "private, max-age=31536000, immutable"
 _REFUSALS = {
+    403: "A page of another site sent it.",
     408: "The upload took too long.",
     413: "Too many bytes, pixels or photos.",
     415: "Not a photo, or not of a format that is read.",
@@ -149,6 +150,9 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: i
         A photo that cannot be read has an `error` of its own among several; alone, it is an error
         of the request.
         """
+        # A browser sends a photo for any page that asks it to, to services of this machine too.
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            raise RefusedError(403, "cross_site", "pages of other sites may not send photos")
         if strange := request.query_params.keys() - {"alpha", "score"}:
             message = f"{min(strange)}: is no parameter; expected alpha or score"
             raise RefusedError(422, "invalid_parameter", message)

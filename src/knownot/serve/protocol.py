@@ -8,6 +8,7 @@ headers without end would fill the memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,10 +18,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _HEAD, _FRAMES = 64 * 1024, 8
 
 
+def _has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    found = {name.lower(): value.strip() for name, value in headers}
+    return b"transfer-encoding" in found or found.get(b"content-length", b"0") != b"0"
+
+
 class ImpatientProtocol(HttpToolsProtocol):
     """Closes a connection whose next request has not come whole by `header_seconds`.
 
-    Or has more than 64 KiB of headers, or does not take in an answer for `reading_seconds`.
+    Or has more than 64 KiB of headers, or a body and the header `Upgrade`, or does not take in an answer for
+    `reading_seconds`.
     """
 
     header_seconds: ClassVar[float] = 10.0
@@ -28,6 +35,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     _patience: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _head = _body = 0
+    _refused = False
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -49,6 +57,24 @@ class ImpatientProtocol(HttpToolsProtocol):
         """A request begins."""
         self._head = self._body = 0
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Refuse a body behind an offer of another protocol: the parser takes it for the next request."""
+        if self.parser.should_upgrade() and _has_body(self.headers):
+            self._refused = True
+            self.send_400_response(
+                "A body behind the header Upgrade is not read: send it without, as HTTP/1.1."
+            )
+            return
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: HTTP/1.1 goes on where an offer is not taken, and the log is not the client's."""
 
     def on_body(self, body: bytes) -> None:
         """Part of a request's body, which the service limits itself."""

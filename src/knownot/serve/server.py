@@ -12,16 +12,17 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from knownot.data.inbox import Inbox
-from knownot.errors import ConfigError
+from knownot.errors import ConfigError, ModelFileError
 from knownot.serve.app import create_app
 from knownot.serve.limits import Limits
 from knownot.serve.logs import log, set_up
 from knownot.serve.model_file import load_model, open_thumbnails
 from knownot.serve.protocol import ImpatientProtocol
 from knownot.serve.samples import load_samples
-from knownot.serve.served_model import served
+from knownot.serve.served_model import ServedClassifier, ServedDetector, served
 from knownot.serve.service import Batching
 
 KEY_VARIABLE = "KNOWNOT_API_KEY"
@@ -68,6 +69,7 @@ def serve(
         exported = load_model(model)
         kept = open_thumbnails(model, exported, thumbnails)
         loaded = served(exported, kept)
+        _try_out(loaded, model)
         address = "http://{}:{}".format(
             f"[{host}]" if ":" in host else host, listener.getsockname()[1]
         )
@@ -85,6 +87,18 @@ def serve(
         # From here on it finishes what it accepted: the end that was asked for is no failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         make_server(app, limits, root_path).run(sockets=[listener])
+
+
+def _try_out(loaded: ServedClassifier | ServedDetector, model: str | Path) -> None:
+    """Raise `ModelFileError` if it cannot answer: a graph that does not fit its description."""
+    grey = Image.new("RGB", (64, 64), "grey")
+    try:
+        loaded.answer([loaded.prepare(grey)], loaded.defaults)
+    except Exception as error:  # ONNX Runtime's share no base
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelFileError(
+            f"{model}: cannot answer for a photo ({reason}); export it anew"
+        ) from None
 
 
 def make_server(app: FastAPI, limits: Limits, root_path: str = "") -> uvicorn.Server:
@@ -112,13 +126,18 @@ def api_key() -> str | None:
     """The key of the environment, or None.
 
     Raises:
-        ConfigError: If it is set and empty, which would lock out everyone or nobody.
+        ConfigError: If it is set and empty, which would lock out everyone or nobody, or is not what all
+            clients send alike.
     """
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and not key.strip():
         raise ConfigError(f"{KEY_VARIABLE}: is set but empty; give it a value or unset it")
     if key is not None and key != key.strip():  # HTTP takes it off what clients send
         raise ConfigError(f"{KEY_VARIABLE}: has white space around it, perhaps a line's end")
+    if key is not None and not (
+        key.isascii() and key.isprintable()
+    ):  # clients send others differently
+        raise ConfigError(f"{KEY_VARIABLE}: expected letters, digits and signs of ASCII")
     return key
 
 
@@ -148,9 +167,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(_BACKLOG)
         return listener
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that can be none
         if listener is not None:
             listener.close()
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port or --host"
+            f"{host}:{port}: cannot listen there ({reason}); choose another --port or --host"
         ) from None

@@ -64,6 +64,11 @@ class Ranks:
         Raises:
             ConfigError: If the machine has too few for all.
         """
+        if self.several and ":" in name:
+            raise ConfigError(
+                f"device: {name} is one, and several processes are to train; say which they may use by "
+                "CUDA_VISIBLE_DEVICES, and leave the number out"
+            )
         device = choose_device(name)
         if not self.several:
             return device

@@ -55,7 +55,7 @@ def write_training_files(
 ) -> None:
     """Write resolved settings, numbers and skipped photos to a new folder."""
     training.mkdir()
-    (training / SETTINGS).write_text(config.to_yaml())
-    (training / METRICS).write_text(to_json(metrics) + "\n")
+    (training / SETTINGS).write_text(config.to_yaml(), "utf-8")
+    (training / METRICS).write_text(to_json(metrics) + "\n", "utf-8")
     listed = {str(path): reason for path, reason in skipped.items()}
     (training / SKIPPED).write_text(json.dumps(listed, indent=2) + "\n")

@@ -153,7 +153,8 @@ class RunFolder:
     def _check_examples(self, examples: str) -> None:
         """Refuse to go on with other examples: steps and learning rate are planned for so many."""
         kept = self.root / _EXAMPLES
-        if kept.is_file() and kept.read_text() != examples:
+        before = kept.read_text() if kept.is_file() else ""
+        if before and before != examples:
             raise ConfigError(
                 f"resume: the photos or annotations in {self.config.data} are not those that the run was "
                 "begun with; put them back, or use --overwrite in place of --resume to start anew"

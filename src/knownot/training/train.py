@@ -263,7 +263,7 @@ def _metrics(
         "score": model.default_score,
         "threshold": model.threshold(),
         "radius_ratio": model.vos.radius_ratio,
-        "vos_started": model.with_vos and model.vos.started,
+        "vos_started": model.with_vos and model.vos.steps > model.vos.start_step,
     }
 
 

@@ -303,7 +303,7 @@ def _metrics(
         "threshold": model.threshold(),
         "box_threshold": model.box_threshold,
         "radius_ratio": model.vos.radius_ratio,
-        "vos_started": model.with_vos and model.vos.started,
+        "vos_started": model.with_vos and model.vos.steps > model.vos.start_step,
     }
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
+from knownot.data.image_folder import names_digest, read_splits
 from knownot.data.kept_files import write_whole
 from knownot.data.plain_json import to_json
 from knownot.errors import ConfigError
@@ -55,13 +57,21 @@ def train_with_chosen_weight(
         )
     with RunFolder(config) as run:
         check_free(config.output, config.overwrite)
+        # What they learn from must be the same for all, however often the choice is interrupted.
+        photos = read_splits(config.data, config.val_fraction, config.seed).train
+        examples = photos.classes, names_digest(photos.paths, config.data)
+        if config.resume:
+            run.open({}, *examples)
         results: dict[float, TrainResult] = {}
         first = True  # of those that are not finished
         for weight in WEIGHTS:
             one = _one(config, weight, run.candidates / f"{weight:g}")
             finished = _finished(one) if config.resume else None
             if finished is None:
-                finished = train(one, _Teller(reporter, config, weight, run if first else None))
+                begin = None
+                if first:
+                    begin = (lambda: None) if config.resume else partial(run.open, {}, *examples)
+                finished = train(one, _Teller(reporter, config, weight, begin))
                 first = False
             results[weight] = finished
         chosen = _choose(results)
@@ -112,25 +122,29 @@ def _choose(results: dict[float, TrainResult]) -> float:
 
 
 class _Teller:
-    """Tells the caller's reporter of one of several trainings; the first begins `run`."""
+    """Tells the caller's reporter of one of several trainings; of the first, once it may `begin`."""
 
     def __init__(
-        self, reporter: Reporter, config: TrainConfig, weight: float, run: RunFolder | None
+        self,
+        reporter: Reporter,
+        config: TrainConfig,
+        weight: float,
+        begin: Callable[[], None] | None,
     ) -> None:
-        self.reporter, self.weight, self.run = reporter, weight, run
+        self.reporter, self.weight, self.begin = reporter, weight, begin
         # What all have in common is computed once where the backbone is frozen.
-        self.tells_stages = run is not None or config.finetune == "all"
+        self.tells_stages = begin is not None or config.finetune == "all"
 
     def plan(self, plan: Plan) -> None:
         """The plan that all trainings share: settings and photos are looked at, nothing is written."""
-        if self.run is not None:
+        if self.begin is not None:
             *first, last = (f"{weight:g}" for weight in WEIGHTS)
             note = (
                 f"vos_weight auto: {len(WEIGHTS)} such trainings, with {', '.join(first)} and "
                 f"{last}; altered validation photos choose among them"
             )
             self.reporter.plan(replace(plan, notes=[note, *plan.notes]))
-            self.run.open({})
+            self.begin()
 
     def stage(self, name: str, total: int) -> Callable[[int], None]:
         """A stage of this training begins."""

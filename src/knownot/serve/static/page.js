@@ -40,7 +40,7 @@ async function askOne(blob, name, failed) {
   try {
     entry.answer = await predict(blob);
     remember(entry);
-    chosenBox = firstOfInterest(entry.answer.boxes);
+    if (shown === entry) chosenBox = firstOfInterest(entry.answer.boxes);
   } catch (error) {
     fail(error, name);
     entry.error = error.code === "wrong_key" ? null : problem;
@@ -275,7 +275,7 @@ $("#save-csv").onclick = () => download("knownot.csv", "text/csv", asCsv());
 $("#clear").onclick = () => {
   forget();
   shown = problem = null;
-  $("#stage").hidden = true;
+  $("#stage").hidden = $("#unshown").hidden = true;
   $("#drop").classList.add("empty");
   draw();
   $("#choose").focus();

@@ -19,6 +19,7 @@ export function useKey(value) {
 
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
+  if (!/^[ -~]*$/.test(key ?? "")) throw new Refusal("wrong_key"); // no header holds others
   if (key !== null) headers.Authorization = `Bearer ${key}`;
   let response;
   try {

@@ -66,6 +66,7 @@ export function asCsv() {
     if (answer.boxes === null) {
       return [{ ...answer, ...photo, nearest_class: answer.nearest[0]?.label }];
     }
+    if (!answer.boxes.length) return [photo];
     return answer.boxes.map((box) => {
       const [x1, y1, x2, y2] = box.box;
       return { ...box, ...photo, x1, y1, x2, y2 };
