@@ -462,6 +462,15 @@ def test_another_head_than_the_model_s_is_told() -> None:
         vos(features, replaced(features), labels)
 
 
+def test_a_head_of_other_columns_is_refused_at_the_first_call() -> None:
+    features, labels = batch()
+    vos = VirtualOutlierLoss(nn.Linear(4, 5), 3, 4, start_step=1000)
+    with pytest.raises(
+        ValueError, match="head: makes 5 columns of the features, the logits have 3"
+    ):
+        vos(features, torch.randn(30, 3), labels)
+
+
 def test_a_layer_put_around_the_head_later_is_told_once_it_differs() -> None:
     head, vos = make()
     low_rank = nn.Linear(4, 3, bias=False)

@@ -368,11 +368,18 @@ class VirtualOutlierLoss(nn.Module):
         """Warn if `head` is not what made the logits: the loss would train a layer nobody uses.
 
         Of a linear layer alone: others may answer otherwise at every call.
+
+        Raises:
+            ValueError: If it has other columns.
         """
         head = self._head[0]
         if not isinstance(head, nn.Linear) or not len(features):
             return
         found = head(features.to(self._dtype_for_head(features))).float()
+        if found.shape != logits.shape:
+            raise ValueError(
+                f"head: makes {found.shape[1]} columns of the features, the logits have {logits.shape[1]}"
+            )
         compared = logits.isfinite()  # classes may be masked
         off = (found - logits)[compared].abs().mean() / found[compared].abs().mean()
         if off > _ANOTHER_HEAD:

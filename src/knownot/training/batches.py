@@ -21,6 +21,8 @@ from knownot.training.interrupts import leave_to_trainer
 
 Photos = TypeVar("Photos", PhotoSet, DetectionSet)
 
+_ASKED_AT_ONCE = 10_000  # photos that are looked at by threads
+
 
 class EpochShuffle(Sampler[tuple[int, int]]):
     """Random order and, with each index, the seed of its augmentation.
@@ -169,7 +171,9 @@ def readable(
 
     if known is None:
         with ThreadPoolExecutor() as pool:
-            problems = list(pool.map(problem, photos.paths))
+            problems = []
+            for start in range(0, len(photos), _ASKED_AT_ONCE):  # each waits in memory
+                problems += pool.map(problem, photos.paths[start : start + _ASKED_AT_ONCE])
     else:
         problems = [known.get(path) for path in photos.paths]
     good = [i for i, reason in enumerate(problems) if reason is None]
