@@ -171,7 +171,7 @@ def readable(
 
     if known is None:
         with ThreadPoolExecutor() as pool:
-            problems = []
+            problems: list[str | None] = []
             for start in range(0, len(photos), _ASKED_AT_ONCE):  # each waits in memory
                 problems += pool.map(problem, photos.paths[start : start + _ASKED_AT_ONCE])
     else:
