@@ -84,14 +84,6 @@ class WindowGaussians(ClassGaussians):
         shift = totals / counts.clamp(min=1).unsqueeze(1)
         return torch.addmm(exchanged(self.scatter), totals.T, shift, alpha=-1), counts.sum()
 
-    def get_extra_state(self) -> Tensor:
-        return torch.cat([super().get_extra_state(), torch.tensor([self._updates])])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        super().set_extra_state(state[:2])
-        if len(state) > 2:  # saved before it was kept
-            self._updates = int(state[2])
-
     def upkeep(self, rows: int) -> None:
         super().upkeep(rows)
         self._updates += 1
