@@ -340,3 +340,15 @@ def test_a_tensor_too_many_is_named(tmp_path: Path) -> None:
     save_file(load_file(path) | {"stranger": torch.ones(3)}, path)
     with pytest.raises(ModelFileError, match=r"weights are damaged or do not fit .*stranger"):
         load(tmp_path / "m", backbone=tiny_backbone())
+
+
+def test_a_folder_that_an_earlier_version_wrote_answers_as_it_did() -> None:
+    """`folder_of_before` is kept as it was written in November 2026: what users have must stay readable."""
+    model = load(Path(__file__).with_name("folder_of_before"), backbone=tiny_backbone())
+    red, strange = model.predict([noisy(COLOURS["red"], 1), noisy((40, 40, 220), 2)])
+    assert (red.label, red.nearest_class, strange.label) == ("red", "red", "unknown")
+    assert red.confidence == pytest.approx(0.99572, abs=1e-3)
+    assert red.scores["vos"] == pytest.approx(-5.02394, abs=1e-2)
+    assert red.p_value == pytest.approx(0.7377, abs=0.05)
+    assert strange.p_value == pytest.approx(0.01639, abs=1e-3)
+    assert model.vos.gaussians.counts.tolist() == [50, 50]
