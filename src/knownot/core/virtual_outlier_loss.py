@@ -6,14 +6,12 @@ equations 1 to 7.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from knownot.core import chi_square
 from knownot.core.energy import negative_weighted_energy
@@ -22,40 +20,17 @@ from knownot.core.other_outliers import TAILS, OutlierName, make_sampler
 from knownot.core.outliers import OutlierSampler
 from knownot.core.phi import PhiName, make_phi
 from knownot.core.ranks import gather_rows, shared_seed, world_size
+from knownot.core.step_checks import check_rows, refuse_batch_norm, warn_of_another_head
 from knownot.core.streaming_gaussians import StreamingGaussians
+from knownot.core.uncertainty_loss import uncertainty_loss
 from knownot.core.window_gaussians import WindowGaussians
 
 # softplus of this is 1: the weighted energy starts as the plain one.
 _INITIAL_RAW_WEIGHT = 0.5413248546129181
-_ANOTHER_HEAD = 0.3  # of the logits: far beyond any rounding
 _GAUSSIANS: dict[str, type[WindowGaussians] | type[StreamingGaussians]] = {
     "window": WindowGaussians,
     "streaming": StreamingGaussians,
 }
-
-
-def uncertainty_loss(
-    phi: Tensor, is_id: Tensor, weights: Tensor | None = None, total: Tensor | None = None
-) -> Tensor:
-    """Binary cross-entropy of phi(-E): in-distribution rows are class 1, virtual outliers class 0.
-
-    Args:
-        phi: phi(-E) of in-distribution rows and virtual outliers (M,).
-        is_id: 1 for the former, 0 for the latter (M,), dtype of `phi`.
-        weights: Weight of each row (M,), 1 if not given.
-        total: What the weighted sum is divided by, the sum of the weights if not given.
-
-    Returns:
-        Weighted mean over all rows, scalar; 0 if all weights are 0.
-
-    Reference:
-        Du et al., ICLR 2022, equation 6, averaged over all rows together as the authors' code does.
-    """
-    if weights is None:
-        weights = torch.ones_like(phi)
-    total = weights.sum() if total is None else total
-    share = weights / total.clamp(min=1e-12)
-    return F.binary_cross_entropy_with_logits(phi, is_id, share, reduction="sum")
 
 
 class VirtualOutlierLoss(nn.Module):
@@ -145,11 +120,7 @@ class VirtualOutlierLoss(nn.Module):
         super().__init__()
         if not callable(head):
             raise ValueError(f"head: expected a module or function, got {type(head).__name__}")
-        if isinstance(head, nn.Module) and any(isinstance(m, _BatchNorm) for m in head.modules()):
-            raise ValueError(
-                "head: holds a batch norm, whose statistics virtual outliers would enter; give the layers "
-                "after it as the head, and what it returns as the features"
-            )
+        refuse_batch_norm(head)
         if tail_probability is not None:
             if not 0 < tail_probability < 1:
                 raise ValueError(
@@ -316,7 +287,8 @@ class VirtualOutlierLoss(nn.Module):
                 "nn.DataParallel copies the loss for every step, and what the copies remember is "
                 "lost; use DistributedDataParallel (torchrun), or one device"
             )
-        self._check(features, logits, labels)
+        columns = self.num_classes + (self.background_index is not None)
+        check_rows(features, logits, labels, self.feature_dim, columns)
         if not self.training:
             outliers = self.sample_outliers().to(self._dtype_for_head(features))
             return self._loss(logits, labels, outliers)
@@ -327,7 +299,8 @@ class VirtualOutlierLoss(nn.Module):
         if not captured:
             self.count_step(len(joint_labels))
             if self.steps.bit_count() == 1:  # the first, second, fourth, eighth ... call
-                self._warn_of_another_head(features, logits)
+                rows_for_head = features.detach().to(self._dtype_for_head(features))
+                warn_of_another_head(self._head[0], rows_for_head, logits)
         elif self.classes_per_step < self.num_classes:
             raise RuntimeError(
                 "a CUDA graph would draw around the same classes at every replay; build the loss "
@@ -343,52 +316,6 @@ class VirtualOutlierLoss(nn.Module):
         step = self._compiled_step or self._step
         dtype = self._dtype_for_head(features)
         return step(dtype, logits, labels, rows, joint_labels, classes, noise, refactor)
-
-    def _check(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Raise `ValueError` for what could not belong together, before VOS starts too."""
-        if features.ndim != 2 or features.shape[1] != self.feature_dim:
-            raise ValueError(
-                f"features: expected shape (N, {self.feature_dim}), got {tuple(features.shape)}"
-            )
-        rows = len(features)
-        columns = self.num_classes + (self.background_index is not None)
-        if logits.shape != (rows, columns):
-            raise ValueError(
-                f"logits: expected shape {(rows, columns)}, a row for each row of features and "
-                f"{self.num_classes} class columns, got {tuple(logits.shape)}"
-            )
-        if labels.shape != (rows,) or labels.is_floating_point():
-            raise ValueError(
-                f"labels: expected shape ({rows},), integers, the index of each row's class, got "
-                f"{tuple(labels.shape)}, {labels.dtype}"
-            )
-
-    @torch.no_grad()
-    def _warn_of_another_head(self, features: Tensor, logits: Tensor) -> None:
-        """Warn if `head` is not what made the logits: the loss would train a layer nobody uses.
-
-        Of a linear layer alone: others may answer otherwise at every call.
-
-        Raises:
-            ValueError: If it has other columns.
-        """
-        head = self._head[0]
-        if not isinstance(head, nn.Linear) or not len(features):
-            return
-        found = head(features.to(self._dtype_for_head(features))).float()
-        if found.shape != logits.shape:
-            raise ValueError(
-                f"head: makes {found.shape[1]} columns of the features, the logits have {logits.shape[1]}"
-            )
-        compared = logits.isfinite()  # classes may be masked
-        off = (found - logits)[compared].abs().mean() / found[compared].abs().mean()
-        if off > _ANOTHER_HEAD:
-            warnings.warn(
-                "VirtualOutlierLoss: the logits are not what `head` makes of the features (off by "
-                f"{float(off):.2g} times their size on average). Give it the layer that the model uses "
-                "now, that layer's input as the features, and its output, not probabilities, as the logits",
-                stacklevel=2,
-            )
 
     def count_step(self, rows: int) -> None:
         """What a training step does on the host: count, and clear rounding from the moments at times.

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from knownot.data.kept_files import remove_torn, write_whole
+from knownot.data.kept_files import remove_torn, write_text, write_whole
 from knownot.data.photo import small_jpeg
 from knownot.errors import ConfigError, DataError
 
@@ -91,7 +91,7 @@ class Inbox:
         path = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z-{content}.jpg"
         line = json.dumps({name: facts[name] for name in _TOLD if name in facts})
         # The photo comes last: whoever sees it finds its scores.
-        write_whole(path.with_suffix(".json"), lambda file: file.write_text(line + "\n"))
+        write_text(path.with_suffix(".json"), line + "\n")
         write_whole(path, lambda file: file.write_bytes(data))
         return True
 

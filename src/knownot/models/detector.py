@@ -122,10 +122,10 @@ class UnknownAwareDetector(UnknownAwareModel):
         if self.calibrations:
             columns["ood_score"] = scores[self.default_score]
             p_values = self.row_p_values(scores, self.default_score, self.groups(boxes, labels))
-            device, exact = boxes.device, p_values.dtype  # MPS has no float64
-            kept = torch.float32 if device.type == "mps" else exact
-            columns["p_value"] = p_values.to(device, kept)
-            columns["is_unknown"] = flagged(p_values, self.alpha).to(device)
+            exact = boxes.device.type != "mps"  # which has no float64
+            dtype = p_values.dtype if exact else torch.float32
+            columns["p_value"] = p_values.to(boxes.device, dtype)
+            columns["is_unknown"] = flagged(p_values, self.alpha).to(boxes.device)
         counts = [len(detections["labels"]) for detections in found]
         for name, values in columns.items():
             for detections, part in zip(found, torch.split(values, counts), strict=True):

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from knownot.data.kept_files import alone_in, write_whole
+from knownot.data.kept_files import alone_in, write_text, write_whole
 from knownot.errors import ScoringError
 
 ROWS = pa.schema(
@@ -113,7 +113,7 @@ class Parts:
         for part in self.folder.glob("[0-9]*.parquet"):
             part.unlink()
         write_whole(self.model, lambda file: shutil.copyfile(model, file))
-        write_whole(self._description, lambda file: file.write_text(json.dumps(job, indent=1)))
+        write_text(self._description, json.dumps(job, indent=1))
 
     def missing(self) -> list[int]:
         """Parts that are not done, or hold photos that have changed since."""

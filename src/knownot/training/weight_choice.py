@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from knownot.data.image_folder import names_digest, read_splits
-from knownot.data.kept_files import write_whole
+from knownot.data.kept_files import write_text
 from knownot.data.plain_json import to_json
 from knownot.errors import ConfigError
 from knownot.models.hub import CONFIG
@@ -60,17 +60,13 @@ def train_with_chosen_weight(
         # What they learn from must be the same for all, however often the choice is interrupted.
         photos = read_splits(config.data, config.val_fraction, config.seed).train
         examples = photos.classes, names_digest(photos.paths, config.data)
-        if config.resume:
-            run.open({}, *examples)
         results: dict[float, TrainResult] = {}
         first = True  # of those that are not finished
         for weight in WEIGHTS:
             one = _one(config, weight, run.candidates / f"{weight:g}")
             finished = _finished(one) if config.resume else None
             if finished is None:
-                begin = None
-                if first:
-                    begin = (lambda: None) if config.resume else partial(run.open, {}, *examples)
+                begin = partial(run.open, {}, *examples) if first else None
                 finished = train(one, _Teller(reporter, config, weight, begin))
                 first = False
             results[weight] = finished
@@ -86,8 +82,8 @@ def train_with_chosen_weight(
         }
         training = result.folder / TRAINING
         final = config.model_copy(update={"vos_weight": chosen, "resume": False})
-        write_whole(training / SETTINGS, lambda f: f.write_text(final.to_yaml()))
-        write_whole(training / METRICS, lambda f: f.write_text(to_json(metrics) + "\n"))
+        write_text(training / SETTINGS, final.to_yaml())
+        write_text(training / METRICS, to_json(metrics) + "\n")
         move(result.folder, config.output, config.overwrite)
         run.remove()
         return TrainResult(config.output, metrics, result.skipped)

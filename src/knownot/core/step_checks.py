@@ -1,0 +1,84 @@
+"""What a training loop may get wrong about `VirtualOutlierLoss`, told before VOS starts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_ANOTHER_HEAD = 0.3  # of the logits: far beyond any rounding
+
+
+def refuse_batch_norm(head: Callable[[Tensor], Tensor]) -> None:
+    """Raise `ValueError` for a head whose statistics virtual outliers would enter."""
+    if isinstance(head, nn.Module) and any(isinstance(m, _BatchNorm) for m in head.modules()):
+        raise ValueError(
+            "head: holds a batch norm, whose statistics virtual outliers would enter; give the layers "
+            "after it as the head, and what it returns as the features"
+        )
+
+
+def check_rows(
+    features: Tensor, logits: Tensor, labels: Tensor, feature_dim: int, columns: int
+) -> None:
+    """Raise `ValueError` for what does not belong together.
+
+    Args:
+        features: Should be (N, D).
+        logits: Should be (N, C), a background column included.
+        labels: Should be (N,), integers.
+        feature_dim: Width D.
+        columns: Number C of logits of a row.
+    """
+    if features.ndim != 2 or features.shape[1] != feature_dim:
+        raise ValueError(
+            f"features: expected shape (N, {feature_dim}), got {tuple(features.shape)}"
+        )
+    rows = len(features)
+    if logits.shape != (rows, columns):
+        raise ValueError(
+            f"logits: expected shape {(rows, columns)}, a row for each row of features, got "
+            f"{tuple(logits.shape)}"
+        )
+    if labels.shape != (rows,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels: expected shape ({rows},), integers, the index of each row's class, got "
+            f"{tuple(labels.shape)}, {labels.dtype}"
+        )
+
+
+@torch.no_grad()
+def warn_of_another_head(
+    head: Callable[[Tensor], Tensor], features: Tensor, logits: Tensor
+) -> None:
+    """Warn if the head is not what made the logits: the loss would train a layer nobody uses.
+
+    Of a linear layer alone: others may answer otherwise at every call.
+
+    Args:
+        head: What the loss sends outliers through.
+        features: Rows (N, D), of the dtype that it takes.
+        logits: Their logits (N, C), which may be infinite where classes are masked.
+
+    Raises:
+        ValueError: If the head has another number of columns.
+    """
+    if not isinstance(head, nn.Linear) or not len(features):
+        return
+    found = head(features).float()
+    if found.shape != logits.shape:
+        raise ValueError(
+            f"head: makes {found.shape[1]} columns of the features, the logits have {logits.shape[1]}"
+        )
+    compared = logits.isfinite()
+    off = (found - logits)[compared].abs().mean() / found[compared].abs().mean()
+    if off > _ANOTHER_HEAD:
+        warnings.warn(
+            "VirtualOutlierLoss: the logits are not what `head` makes of the features (off by "
+            f"{float(off):.2g} times their size on average). Give it the layer that the model uses "
+            "now, that layer's input as the features, and its output, not probabilities, as the logits",
+            stacklevel=2,
+        )
