@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from knownot.errors import TrainingError
+from knownot.training.fit import _readers_ended
 from tests.helpers import colour_folder
 
 
@@ -49,6 +52,19 @@ def test_readers_that_the_system_kills_have_a_remedy(training: subprocess.Popen[
     _, said = training.communicate(timeout=60)
     assert training.returncode == 1
     assert "try --workers 0" in said  # beside what torch says if it learns of it between two epochs
+
+
+def test_a_batch_whose_reader_is_gone_has_the_remedy_too() -> None:
+    """Torch may fetch it before it learns that the process has ended, and raises what the pipe says."""
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(TrainingError, match="try --workers 0"), _readers_ended():
+        ours.recv()
+
+
+def test_a_connection_of_somebody_else_is_not_blamed_on_readers() -> None:
+    with pytest.raises(ConnectionError, match="the tracker is down"), _readers_ended():
+        raise ConnectionError("the tracker is down")
 
 
 def kill_readers(training: subprocess.Popen[str]) -> None:

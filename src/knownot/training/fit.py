@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -145,12 +146,22 @@ def _readers_ended() -> Iterator[None]:
         if isinstance(error, KnownotError) and " in DataLoader worker process " in said:
             name = type(error).__name__
             raise type(error)(said.rpartition(f"{name}: ")[2].strip()) from None
-        if isinstance(error, RuntimeError) and said.startswith("DataLoader worker"):
+        if (isinstance(error, RuntimeError) and said.startswith("DataLoader worker")) or (
+            isinstance(error, ConnectionError | EOFError) and _from_another_process(error)
+        ):
             raise TrainingError(
-                f"a process that reads photos ended ({said.splitlines()[0]}); where memory ran out, "
+                f"a process that reads photos ended ({said.partition(chr(10))[0]}); where memory ran out, "
                 "try --workers 0 or a smaller --batch-size"
             ) from error
         raise
+
+
+def _from_another_process(error: Exception) -> bool:
+    """Raised while something was taken from another process: a batch whose reader is gone by then."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(
+        frame.f_globals.get("__name__") == "multiprocessing.connection" for frame, _ in frames
+    )
 
 
 @contextmanager
