@@ -70,12 +70,21 @@ def running(
     samples: Sequence[bytes] = (),
     thumbnails: Path | None = None,
     inbox: Inbox | None = None,
+    host_names: Sequence[str] | None = None,
 ) -> Iterator[Running]:
     """uvicorn in a thread, on a free port, until the block ends."""
     exported = open_onnx(model, threads=1)
     kept = None if thumbnails is None else open_thumbnails(model, exported, thumbnails)
     loaded = served(exported, kept)
-    app = create_app(loaded, limits, batching, api_key=api_key, samples=samples, inbox=inbox)
+    app = create_app(
+        loaded,
+        limits,
+        batching,
+        api_key=api_key,
+        host_names=host_names,
+        samples=samples,
+        inbox=inbox,
+    )
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = make_server(app, limits)

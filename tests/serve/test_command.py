@@ -68,6 +68,11 @@ def process(model: Path, tmp_path: Path, *options: str, **environment: str) -> I
         service.process.wait()
 
 
+def status_under(url: str, name: str) -> int:
+    """What is answered to who reaches the service by this name."""
+    return httpx.get(f"{url}/model", headers={"host": name}, timeout=60).status_code
+
+
 def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_path: Path) -> None:
     statuses: list[int] = []
     refused = threading.Event()
@@ -75,6 +80,7 @@ def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_
         url = service.wait_for("serving")["address"]
         port = int(url.rpartition(":")[2])
         httpx.get(f"{url}/healthz", timeout=60)
+        assert status_under(url, "elsewhere.example") == 403
 
         def load() -> None:
             with httpx.Client(base_url=url, timeout=60) as client:
@@ -90,7 +96,7 @@ def test_sigterm_under_load_finishes_what_was_accepted(exported_file: Path, tmp_
         threads = [threading.Thread(target=load) for _ in range(4)]
         with socket.create_connection(("127.0.0.1", port), timeout=60) as half:
             half.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
                 b"Content-Length: " + str(len(RED)).encode() + b"\r\n\r\n" + RED[:100]
             )
             for thread in threads:
@@ -164,8 +170,11 @@ def test_killed_under_load_the_inbox_is_whole_and_the_next_service_goes_on(
 def test_open_to_others_without_a_key_it_warns_and_ctrl_c_ends_it(
     exported_file: Path, tmp_path: Path
 ) -> None:
-    with process(exported_file, tmp_path, "--host", "0.0.0.0", "--root-path", "/p") as service:
+    options = ("--host", "0.0.0.0", "--root-path", "/p", "--allow-host", "photos.example")
+    with process(exported_file, tmp_path, *options) as service:
         port = service.wait_for("serving")["address"].rpartition(":")[2]
+        for name, status in (("photos.example", 200), ("elsewhere.example", 403)):
+            assert status_under(f"http://127.0.0.1:{port}", name) == status
         document = httpx.get(f"http://127.0.0.1:{port}/openapi.json", timeout=60).json()
         assert document["servers"] == [{"url": "/p"}]
         (warning,) = (item for item in service.events() if item["level"] == "warning")

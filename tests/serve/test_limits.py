@@ -211,6 +211,12 @@ def rest_of(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def send_for_half_a_minute(connection: socket.socket) -> None:
+    for _ in range(600):
+        connection.sendall(b"more")
+        time.sleep(0.05)
+
+
 def start_upload(server: Running, sent: int, length: int) -> socket.socket:
     connection = connect(server)
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nConnection: close\r\n"
@@ -329,7 +335,7 @@ def test_a_body_behind_an_offer_of_another_protocol_is_no_request(server: Runnin
     for framing in (b"Content-Length: %d" % len(hidden), b"Transfer-Encoding: chunked"):
         with connect(server) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\n" + offer + framing + b"\r\n\r\n")
-            connection.sendall(hidden)
+            connection.sendall(hidden * 100_000)  # the answer arrives though much is left unread
             answer = rest_of(connection)
         assert answer.startswith(b"HTTP/1.1 400")
         assert answer.count(b"HTTP/1.1 ") == 1
@@ -339,12 +345,49 @@ def test_a_body_behind_an_offer_of_another_protocol_is_no_request(server: Runnin
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("version", [b"1.1\r\nConnection: close", b"1.0"])
+def test_a_refused_upload_hears_why_though_its_connection_ends(
+    server: Running, version: bytes
+) -> None:
+    """As of a proxy, which asks for an end after each request."""
+    with connect(server) as connection:
+        length = 20_000_000
+        head = b"POST /predict HTTP/%b\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d"
+        connection.sendall(head % (version, length) + b"\r\n\r\n" + b"\0" * length)
+        answer = rest_of(connection)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert answer.endswith(b"}")
+
+
+def test_who_sends_on_what_was_refused_is_cut_off_in_the_end(exported_file: Path) -> None:
+    with running(exported_file, replace(LIMITS, seconds=0.5)) as server, connect(server) as client:
+        client.sendall(b"GET / HTTP/9.9\r\n\r\n")
+        assert rest_of(client).startswith(b"HTTP/1.1 400")
+        with pytest.raises(ConnectionError):
+            send_for_half_a_minute(client)
+        assert server.predict(RED).status_code == 200
+
+
 def test_pages_of_other_sites_send_no_photos(server: Running) -> None:
     for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
         headers = {"sec-fetch-site": site, "content-type": "image/png"}
         answer = server.http.post("/predict", content=RED, headers=headers)
         assert answer.status_code == status
     assert answer.json().keys() >= {"photos"}
+
+
+def test_a_name_that_leads_here_from_elsewhere_reads_nothing(exported_file: Path) -> None:
+    """What a browser sends when another site has its own name lead to this machine."""
+    paths = ("/model", "/metrics", "/samples/0", "/thumbnails/0")
+    with running(exported_file, samples=[RED], host_names=["Photos.example."]) as server:
+        for name in ("evil.example", "localhost.evil.example:80", "[::1", "xlocalhost"):
+            answers = [server.http.get(path, headers={"host": name}) for path in paths]
+            answers.append(server.http.post("/predict", content=RED, headers={"host": name}))
+            assert {answer.status_code for answer in answers} == {403}
+            assert "--allow-host" in answers[0].json()["message"]
+        for name in ("photos.example:8000", "LOCALHOST:1", "a.localhost", "[::1]:80", "192.0.2.1"):
+            assert server.http.get("/samples/0", headers={"host": name}).content == RED
+        assert server.http.get("/healthz", headers={"host": "evil.example"}).status_code == 200
 
 
 def test_what_phones_put_behind_a_picture_is_not_read(server: Running) -> None:

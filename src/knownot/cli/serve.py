@@ -59,6 +59,14 @@ def serve(
     root_path: Annotated[
         str, typer.Option(help="Path under which a proxy shows the service, such as /photos.")
     ] = "",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that the service may be reached under, such as photos.example.org behind a "
+            "proxy; may be given several times. (default: without a key, on an address of this "
+            "machine alone: localhost and addresses; else any)"
+        ),
+    ] = None,
     seed: NoSeed = 0,
     json_output: Annotated[
         bool, typer.Option("--json", help="Accepted for symmetry; the log is JSON always.")
@@ -106,6 +114,7 @@ def serve(
         ),
         batching=Batching(threads=threads, size=batch_size, drift_window=drift_window),
         root_path=root_path,
+        host_names=allow_host or (),
         samples=samples,
         thumbnails=thumbnails,
         inbox=inbox,

@@ -3,8 +3,7 @@
 Without postponed annotations: FastAPI reads those of functions in functions, too.
 """
 
-import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +11,13 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import knownot
 from knownot.data.inbox import Inbox
+from knownot.serve.admission import key_check, name_check
 from knownot.serve.decode import FORMATS
 from knownot.serve.exchange import Exchange, problem
 from knownot.serve.limits import Limits
@@ -32,7 +31,7 @@ from knownot.serve.uploads import FIELD
 STATIC = Path(__file__).parent / "static"
 _FOR_A_YEAR = "private, max-age=31536000, immutable"
 _REFUSALS = {
-    403: "A page of another site sent it.",
+    403: "A page of another site sent it, or reached the service under a name that is not its own.",
     408: "The upload took too long.",
     413: "Too many bytes, pixels or photos.",
     415: "Not a photo, or not of a format that is read.",
@@ -70,6 +69,7 @@ def create_app(
     batching: Batching | None = None,
     *,
     api_key: str | None = None,
+    host_names: Collection[str] | None = None,
     samples: Sequence[bytes] = (),
     inbox: Inbox | None = None,
 ) -> FastAPI:
@@ -80,6 +80,7 @@ def create_app(
         limits: What is taken on.
         batching: How photos are put together.
         api_key: What clients must send as `Authorization: Bearer ...`; nothing if None.
+        host_names: What requests may call its host, beside localhost and addresses; anything if None.
         samples: JPEG files that the page offers to try.
         inbox: Where unknown photos are kept.
     """
@@ -102,8 +103,14 @@ def create_app(
     app.state.service = service
     app.add_middleware(Exchange, observe=service.metrics.request)
     _add_error_handlers(app)
-    protected = [] if api_key is None else [Depends(_key_check(api_key))]
-    _add_routes(app, service, protected, len(samples))
+    protected, refusals = [], {}
+    if api_key is not None:
+        protected.append(Depends(key_check(api_key)))
+        refusals[401] = "A missing or wrong API key."
+    if host_names is not None:
+        protected.append(Depends(name_check(host_names)))
+        refusals[403] = "The service was reached under a name that is not its own."
+    _add_routes(app, service, protected, _problems(refusals), len(samples))
     _add_page(app, samples, protected)
     return app
 
@@ -123,9 +130,10 @@ def _add_page(app: FastAPI, samples: Sequence[bytes], protected: list[Any]) -> N
         return Response(samples[number], media_type="image/jpeg")
 
 
-def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: int) -> None:
+def _add_routes(
+    app: FastAPI, service: Service, protected: list[Any], told: dict[int | str, Any], samples: int
+) -> None:
     model = service.model
-    told = _problems({401: "A missing or wrong API key."} if protected else {})
 
     @app.post(
         "/predict",
@@ -219,25 +227,6 @@ def _add_routes(app: FastAPI, service: Service, protected: list[Any], samples: i
 
 def _problems(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": Problem, "description": text} for code, text in texts.items()}
-
-
-def _key_check(api_key: str) -> Any:
-    expected = api_key.encode()
-
-    async def check(
-        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-    ) -> None:
-        # As starlette reads headers, byte by byte.
-        given = "" if sent is None else sent.credentials
-        if not hmac.compare_digest(given.encode("latin-1"), expected):
-            raise RefusedError(
-                401,
-                "wrong_key",
-                "send the API key as `Authorization: Bearer <key>`",
-                {"WWW-Authenticate": "Bearer"},
-            )
-
-    return check
 
 
 def _add_error_handlers(app: FastAPI) -> None:

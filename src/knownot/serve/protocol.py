@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from knownot.serve.lingering import LingeringTransport
+
 # Of a request without its body: its line, headers and trailers, and what frames the chunks of a body
 # (an eighth of it, which is chunks of fifty bytes).
 _HEAD, _FRAMES = 64 * 1024, 8
@@ -27,7 +29,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     """Closes a connection whose next request has not come whole by `header_seconds`.
 
     Or has more than 64 KiB of headers, or a body and the header `Upgrade`, or does not take in an answer for
-    `reading_seconds`.
+    `reading_seconds`; as long it may go on sending what was refused.
     """
 
     header_seconds: ClassVar[float] = 10.0
@@ -35,17 +37,23 @@ class ImpatientProtocol(HttpToolsProtocol):
     _patience: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _head = _body = 0
-    _refused = False
+    _refused = _within = False
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
-        super().connection_made(transport)
+        self._lingering = LingeringTransport(
+            transport, lambda: self._refused or self._within, self.reading_seconds
+        )
+        super().connection_made(self._lingering)  # type: ignore[arg-type]
         self._wait()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes; those after a request begin the next, or are a body that nobody reads."""
         self._head += len(data)
-        super().data_received(data)
+        if not self._lingering.lingers:
+            super().data_received(data)
+        if self._lingering.lingers:  # what comes now is not read
+            return
         if self._head > _HEAD + self._body // _FRAMES and not self.transport.is_closing():
             self.transport.abort()
         if self.cycle is not None and not self.cycle.response_complete:
@@ -56,20 +64,27 @@ class ImpatientProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._head = self._body = 0
+        self._within = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Refuse a body behind an offer of another protocol: the parser takes it for the next request."""
         if self.parser.should_upgrade() and _has_body(self.headers):
-            self._refused = True
             self.send_400_response(
                 "A body behind the header Upgrade is not read: send it without, as HTTP/1.1."
             )
             return
         super().on_headers_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request."""
+        self._refused = True
+        self._stop()
+        super().send_400_response(msg)
+
     def on_message_complete(self) -> None:
         """A request is whole."""
+        self._within = False
         if not self._refused:
             super().on_message_complete()
 
@@ -96,6 +111,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         """Forget the timers."""
         self._stop()
         self._read_on()
+        self._lingering.ended()
         super().connection_lost(exc)
 
     def _wait(self) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import uvicorn
@@ -37,6 +38,7 @@ def serve(
     limits: Limits | None = None,
     batching: Batching | None = None,
     root_path: str = "",
+    host_names: Collection[str] = (),
     samples: Path | None = None,
     thumbnails: Path | None = None,
     inbox: Inbox | None = None,
@@ -52,6 +54,8 @@ def serve(
         limits: What is taken on.
         batching: How photos are put together.
         root_path: Path under which a proxy shows the service.
+        host_names: What a proxy or the page's address may call this host. None else is taken, but
+            localhost and addresses, where there are some, and on loopback without a key.
         samples: Folder of photos that the page offers to try.
         thumbnails: Folder of training thumbnails to show, if not that of the model folder.
         inbox: Where unknown photos are kept.
@@ -80,7 +84,15 @@ def serve(
                 level=logging.WARNING,
                 address=address,
             )
-        app = create_app(loaded, limits, batching, api_key=key, samples=offered, inbox=inbox)
+        app = create_app(
+            loaded,
+            limits,
+            batching,
+            api_key=key,
+            host_names=host_names or ([] if key is None and is_loopback(host) else None),
+            samples=offered,
+            inbox=inbox,
+        )
         log(
             "serving", address=address, model=str(model), thumbnails=len(kept.labels) if kept else 0
         )
