@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -21,6 +22,7 @@ from knownot.core.calibration import ConformalCalibration
 from knownot.data.photo import open_photo
 from knownot.data.thumbnails import Thumbnails
 from knownot.errors import ConfigError, DataError, TrainingError
+from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.model_folder import load
 from knownot.training.fit import Silent
 from knownot.training.plan import make_plan
@@ -268,6 +270,30 @@ def test_rare_classes_are_noted(photos: Path) -> None:
     assert any(
         "late or never: green, red" in n for n in make_plan(model, splits, config, "cpu").notes
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "noted"),
+    [
+        ({"fix_norms": True, "backbone_lr": 0.1}, "fix_norms, backbone_lr: does nothing while"),
+        ({"head_first": False, "fix_norms": False}, None),
+        ({"standardise": True}, "standardise: does nothing without a bottleneck"),
+        ({"bottleneck_relu": False}, "bottleneck_relu: does nothing without a bottleneck"),
+        ({"finetune": "all", "head_first": True, "backbone_lr": 0.1}, None),
+    ],
+)
+def test_settings_that_do_nothing_are_noted(
+    photos: Path, given: dict[str, Any], noted: str | None
+) -> None:
+    from knownot.data.image_folder import read_splits
+
+    config = settings(photos, Path("m"), **({"backbone_lr": None} | given))
+    model = UnknownAwareClassifier(
+        tiny_backbone(), 8, list(COLOURS), bottleneck=4 if config.finetune == "all" else None
+    )
+    notes = make_plan(model, read_splits(photos), config, "cpu").notes
+    about = [note for note in notes if "does nothing" in note]
+    assert [note.startswith(noted or "") for note in about] == ([True] if noted else [])
 
 
 def test_pixels_helper_matches_saved_photos(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ class TrainConfig(CommonConfig):
 
     def for_backbone(self, pretrained: bool) -> TrainConfig:
         """With the ways of fine-tuning that suit a backbone, where nothing else is said."""
-        if self.finetune == "none":
+        if self.finetune != "all":
             return self
         # A pretrained one is changed as little as it takes: docs/results.md, end to end.
         suited = {"head_first": pretrained, "fix_norms": pretrained, "backbone_lr": 5e-5}

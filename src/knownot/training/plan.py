@@ -22,6 +22,8 @@ _SEEN = (
     "if the network was trained on these photos, new ones of its classes may be called unknown too "
     "often: "
 )
+_OF_FINE_TUNING = ("head_first", "fix_norms", "backbone_lr")
+_OF_BOTTLENECK = ("standardise", "bottleneck_relu")
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def make_plan(
 ) -> Plan:
     """The plan of training a classifier; `splits` holds the photos that can be read."""
     steps = training_steps(len(splits.train), config)
-    notes = splits.warnings
+    notes = [*splits.warnings, *_idle(model, config)]
     if config.finetune == "none" and splits.set_aside:
-        notes = [*notes, f"{_SEEN}put photos that it never saw into val/<class>/"]
+        notes.append(f"{_SEEN}put photos that it never saw into val/<class>/")
     ways = {"head": "head trained", "all": "all trained", "none": "nothing trained"}
     return _plan(
         model,
@@ -76,6 +78,25 @@ def make_plan(
         device,
         notes,
     )
+
+
+def _idle(model: UnknownAwareClassifier, config: TrainConfig) -> list[str]:
+    """Settings that were given and do nothing in this run, with the reason."""
+    said = {
+        name
+        for name in (*_OF_FINE_TUNING, *_OF_BOTTLENECK)
+        if bool(getattr(config, name)) != bool(type(config).model_fields[name].default)
+    }
+    reasons: list[tuple[tuple[str, ...], str]] = []
+    if config.finetune == "head":
+        reasons.append((_OF_FINE_TUNING, "while the backbone is frozen (--finetune head)"))
+    if model.bottleneck is None:
+        reasons.append((_OF_BOTTLENECK, "without a bottleneck (--bottleneck)"))
+    return [
+        f"{', '.join(idle)}: does nothing {reason}"
+        for names, reason in reasons
+        if (idle := [name for name in names if name in said])
+    ]
 
 
 def make_detection_plan(
