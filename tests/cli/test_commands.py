@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -232,6 +236,40 @@ def test_annotated_copies(knownot_command: Run, photos: Path, model: Path, tmp_p
     assert [path.stem for path in copies] == [f"blue-{i:02}" for i in range(12)]
     with Image.open(copies[0]) as image:
         assert image.height > 32
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no files")
+def test_copies_that_cannot_be_written_cost_no_answer(
+    knownot_command: Run, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    arguments = ("predict", model, photos / "ood" / "blue", "-o", tmp_path / "answers.jsonl")
+    result = knownot_command(*arguments, "--save-images", "/proc/self")
+    assert result.code == 1
+    assert "/proc/self: cannot be written" in result.err
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 12
+    (tmp_path / "file").touch()
+    result = knownot_command(*arguments, "--save-images", tmp_path / "file")  # told at once
+    assert result.code == 1
+    assert result.err.startswith("error:")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM to a process")
+def test_sigterm_leaves_no_half_file(photos: Path, model: Path, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    photo = next((photos / "ood" / "blue").iterdir())
+    for i in range(5000):
+        (many / f"{i}.png").hardlink_to(photo)
+    command = [sys.executable, "-m", "knownot", "predict", model, many, "-o", tmp_path / "a.csv"]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / ".a.csv.part").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().endswith("interrupted")
+    assert os.listdir(tmp_path) == ["many"]
 
 
 def test_audit_lists_photos_and_measures_without_them(

@@ -28,6 +28,7 @@ from knownot.cli import (
 )
 from knownot.cli.allocator import keep_freed_memory
 from knownot.errors import KnownotError
+from knownot.interrupt import sigterm_as_ctrl_c
 
 # Exit codes, also named in the help: 1 an error with its remedy, 2 a wrong command line (Typer),
 # 130 interrupted.
@@ -79,7 +80,8 @@ def main() -> None:
         # Names of files need not be UTF-8, and are printed as they are.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        app()
+        with sigterm_as_ctrl_c():
+            app()
     except KnownotError as error:
         from knownot.cli.console import plain, stderr
 

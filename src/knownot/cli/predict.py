@@ -116,27 +116,21 @@ def predict(
     ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
     if ids is not None:
         paths = [path for path in dict.fromkeys(paths) if str(path) in ids.images]
+    copies = _Copies(loaded.classes, save_images, inbox)
     failed: list[str] = []
-    lost: list[str] = []  # copies that could not be written
     with ExitStack() as stack:
         writer = _writer(stack, form, output, bool(videos), ids)
         begin = stack.enter_context(photo_progress(form is not Format.table and output is None))
-        for answer in _answers(loaded, paths, every, save_images, begin, settings):
+        for answer in _answers(loaded, paths, every, copies, begin, settings):
             writer.write(answer)
-            # An answer is worth more than a copy: a full disk, or a photo that has gone, ends nothing.
-            if inbox is not None and answer.error is None:
-                try:
-                    _keep(inbox, answer)
-                except DataError as reason:
-                    lost.append(str(reason))
             if answer.error:
                 failed.append(answer.error)
         writer.end()
     for error in failed[:5]:
         stderr().print(f"[yellow]skipped[/] {plain(error)}", soft_wrap=True)
-    for error in lost[:5]:
+    for error in copies.lost[:5]:
         stderr().print(f"[yellow]not kept[/] {plain(error)}", soft_wrap=True)
-    if failed or lost:
+    if failed or copies.lost:
         raise typer.Exit(1)
 
 
@@ -148,12 +142,53 @@ def _inbox(folder: Path, most: int, mebibytes: int, videos: list[Path]) -> Inbox
     return Inbox(folder, most, mebibytes * 2**20)
 
 
-def _keep(inbox: Inbox, answer: Answer) -> None:
-    from knownot.data.photo import open_photo
+class _Copies:
+    """What is kept of photos beside their answers.
 
-    path = answer.path
-    assert path is not None  # of files alone
-    inbox.keep_unknown(answer.to_dict(), lambda: open_photo(path))
+    An answer is worth more than a copy: a full disk, or a photo that has gone, ends nothing.
+
+    Attributes:
+        lost: Why copies could not be written.
+    """
+
+    def __init__(self, classes: list[str], images: Path | None, inbox: Inbox | None) -> None:
+        self._classes = classes
+        self.images = images
+        self._inbox = inbox
+        self.lost: list[str] = []
+        if images is not None:  # what cannot be at all is told before any photo is read
+            try:
+                images.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"{images}: cannot be written ({error.strerror})") from None
+
+    def keep(self, answer: Answer) -> None:
+        """Write the copies of a photo that are asked for."""
+        for write in (self._draw, self._keep_unknown):
+            try:
+                write(answer)
+            except DataError as reason:
+                self.lost.append(str(reason))
+
+    def _draw(self, answer: Answer) -> None:
+        from knownot.evaluation.annotate import save_annotated, save_drawn
+        from knownot.models.prediction import Prediction
+
+        if self.images is None:
+            return
+        if isinstance(answer, Prediction):
+            save_annotated(answer, self.images)
+        else:
+            save_drawn(answer, self._classes, self.images)
+
+    def _keep_unknown(self, answer: Answer) -> None:
+        from knownot.data.photo import open_photo
+
+        if self._inbox is None:
+            return
+        path = answer.path
+        assert path is not None  # of files alone
+        self._inbox.keep_unknown(answer.to_dict(), lambda: open_photo(path))
 
 
 def _load(model: Path, device: str) -> Model:
@@ -241,7 +276,7 @@ def _answers(
     model: Model,
     paths: list[Path],
     every: int,
-    save_to: Path | None,
+    copies: _Copies,
     begin: Progress,
     settings: dict[str, Any],
 ) -> Iterator[Answer]:
@@ -252,26 +287,16 @@ def _answers(
 
             for path in group:
                 yield from predict_video(
-                    model, path, every=every, save_to=save_to, progress=begin, **settings
+                    model, path, every=every, save_to=copies.images, progress=begin, **settings
                 )
             continue
         photos = list(group)
         advance = begin("photos", len(photos))
         for answer in model.predict_iter(photos, **settings):
-            if save_to is not None and answer.error is None:
-                _save_image(answer, model.classes, save_to)
+            if answer.error is None:
+                copies.keep(answer)
             yield answer
             advance(1)
-
-
-def _save_image(answer: Answer, classes: list[str], folder: Path) -> None:
-    from knownot.evaluation.annotate import save_annotated, save_drawn
-    from knownot.models.prediction import Prediction
-
-    if isinstance(answer, Prediction):
-        save_annotated(answer, folder)
-    else:
-        save_drawn(answer, classes, folder)
 
 
 def _by_ending(output: Path | None) -> Format:

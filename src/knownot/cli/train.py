@@ -256,13 +256,12 @@ def _run_task(config: Config, printer: _Printer) -> TrainResult:
 
 
 def _train(config: Config, json_output: bool) -> None:
-    from knownot.interrupt import sigterm_as_ctrl_c
     from knownot.training.config import TrainConfig
     from knownot.training.run_folder import can_be_resumed
 
     note = stderr()
     try:
-        with sigterm_as_ctrl_c(), photo_progress(json_output) as begin:
+        with photo_progress(json_output) as begin:
             result = _run_task(config, _Printer(begin, json_output))
     except KeyboardInterrupt:
         how = "No epoch was finished; the same command starts anew."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -127,10 +128,14 @@ def free_name(folder: Path, source: str, suffix: str) -> Path:
 
 
 def _write(image: Image.Image, photo: str, folder: Path) -> Path:
+    target = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         target = free_name(folder, photo, ".jpg")
         image.save(target, quality=90)
     except OSError as error:
+        if target is not None:
+            with suppress(OSError):  # half a picture, of a full disk
+                target.unlink()
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     return target
