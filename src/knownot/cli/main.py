@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from knownot import __version__
 from knownot.cli import (
@@ -34,8 +35,22 @@ from knownot.interrupt import sigterm_as_ctrl_c
 # 130 interrupted.
 _ERROR, _INTERRUPTED = 1, 130
 
+
+class _Group(TyperGroup):
+    """Says that a command was interrupted, where the command has nothing better to say."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say_interrupted()
+            raise typer.Exit(_INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="knownot",
+    cls=_Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -87,8 +102,12 @@ def main() -> None:
 
         stderr().print(f"[bold red]error:[/] {plain(error)}", soft_wrap=True)
         sys.exit(_ERROR)
-    except KeyboardInterrupt:
-        from knownot.cli.console import stderr
-
-        stderr().print("\ninterrupted")
+    except KeyboardInterrupt:  # before the command began
+        _say_interrupted()
         sys.exit(_INTERRUPTED)
+
+
+def _say_interrupted() -> None:
+    from knownot.cli.console import stderr
+
+    stderr().print("\ninterrupted")
