@@ -22,7 +22,7 @@ from knownot.models.prediction import Prediction
 from knownot.runtime import OnnxClassifier
 from knownot.runtime.exported import Pixels
 from knownot.scale.parts import ROWS
-from knownot.scale.sources import open_listed
+from knownot.scale.sources import as_text, open_listed
 
 # Workers that die over a part, by whatever cause, before its photos are read by another process.
 _DEATHS = 2
@@ -68,14 +68,15 @@ class PartScorer:
         kind = pa.list_(pa.struct(list(ROWS)))
         return pa.table({"part": parts["part"], "rows": pa.array(rows, kind)})
 
-    def _part(self, part: int, photos: list[str]) -> list[dict[str, Any]]:
+    def _part(self, part: int, photos: list[bytes]) -> list[dict[str, Any]]:
         import ray
 
+        names = [name.decode("utf-8", "surrogateescape") for name in photos]
         if ray.get(self.attempts.begin.remote(part)) < _DEATHS:
-            return self._rows(photos)
+            return self._rows(names)
         self.reader = Reader()
         try:
-            return self._rows(photos)
+            return self._rows(names)
         finally:
             self.reader.close()
             self.reader = None
@@ -83,11 +84,15 @@ class PartScorer:
     def _rows(self, photos: list[str]) -> list[dict[str, Any]]:
         size = self.model.batch_size
         return [
-            {"path": answer.path, "error": answer.error}
+            {"path": as_text(photo), "error": as_text(answer.error)}
             if answer.error
-            else {name: getattr(answer, name) for name in ROWS.names}
-            for answer in answers_in_order(
-                photos, self._read, self._answer, Prediction.failed, size, Workers()
+            else {**{name: getattr(answer, name) for name in ROWS.names}, "path": as_text(photo)}
+            for photo, answer in zip(
+                photos,
+                answers_in_order(
+                    photos, self._read, self._answer, Prediction.failed, size, Workers()
+                ),
+                strict=True,
             )
         ]
 
