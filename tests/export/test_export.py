@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import knownot
+from knownot.core.combination import CombinedScore
 from knownot.errors import ConfigError, DataError, ExportError, ModelFileError
 from knownot.export.export import export_model
-from knownot.export.parity import check_parity, generated_photos
+from knownot.export.parity import TOLERANCE, Parity, check_parity, generated_photos
 from knownot.export.torch_program import load_program
 from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.prediction import Prediction
 from knownot.runtime import OnnxClassifier
 from knownot.training.config import make_config
 from knownot.training.train import train
@@ -102,6 +106,33 @@ def test_a_shift_of_one_score_is_told(pair: tuple[UnknownAwareClassifier, Path])
     finally:
         bank.copy_(original)
     check_parity(model, exported)
+
+
+def test_a_steep_combined_score_is_held_against_what_its_own_parts_make() -> None:
+    """Where held-out scores lie close together, the last digit of a part moves it by a thousandth."""
+    model = tiny_model()
+    model.combined = CombinedScore(["vos"]).fit({"vos": torch.linspace(0, 1e-3, 100)})
+
+    def answer(vos: float, combined: float | None = None) -> Prediction:
+        own = float(model.combined({"vos": torch.tensor([vos])}))
+        scores = {"vos": vos, "combined": own if combined is None else combined}
+        return replace(Prediction.failed(""), ood_score=scores["combined"], scores=scores)
+
+    first, moved = answer(1e-3), answer(1e-3 + 2e-7)
+    assert abs(first.ood_score / moved.ood_score - 1) > 2 * TOLERANCE
+    parity = Parity.of(model)
+    parity.compare("a", first, moved)
+    assert not parity.differences
+    assert parity.max_relative <= TOLERANCE < parity.max_difference
+    for other in (
+        answer(1e-3 + 2e-7, 1.001 * moved.ood_score),  # combined in another way
+        answer(3e-3),  # another part
+        replace(moved, label="red"),
+        answer(1e-3, math.nan),
+    ):
+        parity = Parity.of(model)
+        parity.compare("a", first, other)
+        assert parity.differences
 
 
 def test_a_torch_program_answers_alike(tmp_path: Path) -> None:

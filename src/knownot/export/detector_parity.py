@@ -75,7 +75,7 @@ def check_detector_parity(
         DataError: If photos are given and none can be read, or no box was found in any photo.
         ExportError: If a box differs; says for which photos, and how.
     """
-    parity = DetectorParity()
+    parity = DetectorParity.of(model)
     for name, image in generated_photos(exported.metadata.image_size):
         _compare(model, exported, name, image, 0.0, parity)
         parity.photos += 1
