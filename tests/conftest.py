@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 # The same examples in every run, and no deadline: a busy machine is no failure.
@@ -66,6 +69,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """What a test draws does not depend on the tests before it in its process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of shared photos; only for tests marked `photos`."""
@@ -88,9 +99,11 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, inherited)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(feature_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KNOWNOT_CACHE", str(feature_cache))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(feature_cache: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("KNOWNOT_CACHE", str(feature_cache))
+        yield
 
 
 def link_photos(source: Path, target: Path, count: int, start: int = 0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 from pathlib import Path
 
@@ -69,7 +68,6 @@ def photo_config(**changes) -> BenchmarkConfig:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    os.environ.setdefault("KNOWNOT_CACHE", str(tmp_path_factory.mktemp("cache")))
     place = Workplace(
         photo_config(), data, tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("features")
     )

@@ -117,6 +117,7 @@ def test_many_at_once_get_their_own_answers(exported_file: Path) -> None:
         for thread in threads:
             thread.join()
         batches = server.metric("knownot_batch_photos_count")
+    assert len(found) == len(images)
     for i, answer in found.items():
         assert answer["label"] == expected[i].label or i % 5 == 0
         assert answer["scores"] == pytest.approx(expected[i].scores, abs=1e-5, rel=1e-5)

@@ -146,6 +146,7 @@ def test_killed_under_load_the_inbox_is_whole_and_the_next_service_goes_on(
         for thread in threads:
             thread.start()
         while len(seen) < 3 * most:  # by then old ones have gone
+            assert service.process.poll() is None
             seen.update(inbox.glob("*.jpg"))
         service.process.kill()
         for thread in threads:
@@ -160,7 +161,8 @@ def test_killed_under_load_the_inbox_is_whole_and_the_next_service_goes_on(
         assert kept_facts(path)["nearest_class"] in COLOURS
     with process(exported_file, tmp_path, *options) as service:
         url = service.wait_for("serving")["address"]
-        answer = httpx.post(f"{url}/predict", content=left, headers={"content-type": "image/png"})
+        sent = {"content": left, "headers": {"content-type": "image/png"}, "timeout": 60}
+        answer = httpx.post(f"{url}/predict", **sent)
         assert answer.json()["photos"][0]["label"] == "unknown"
         now = set(inbox.glob("*.jpg"))
         assert len(now) <= most
@@ -231,6 +233,7 @@ def test_sigterm_during_the_export_leaves_nothing(tmp_path: Path) -> None:
     with process(tmp_path, tmp_path, TMPDIR=str(scratch)) as service:
         service.wait_for("exporting")
         while not list(scratch.iterdir()):
+            assert service.process.poll() is None
             time.sleep(0.01)
         time.sleep(0.5)  # Python has made the folder, and may be about to note that it has to go
         service.process.send_signal(signal.SIGTERM)

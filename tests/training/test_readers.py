@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
 import psutil
@@ -56,10 +58,13 @@ def test_readers_that_the_system_kills_have_a_remedy(training: subprocess.Popen[
 
 def test_a_batch_whose_reader_is_gone_has_the_remedy_too() -> None:
     """Torch may fetch it before it learns that the process has ended, and raises what the pipe says."""
-    ours, theirs = multiprocessing.Pipe()
-    theirs.close()
-    with pytest.raises(TrainingError, match="try --workers 0"), _readers_ended():
-        ours.recv()
+    for take, left in ((Connection.recv, False), (recv_handle, False), (recv_handle, True)):
+        ours, theirs = multiprocessing.Pipe()
+        if left:  # and unread, so that the pipe breaks instead of ending
+            ours.send(1)
+        theirs.close()
+        with pytest.raises(TrainingError, match=r"ended \(\S.*try --workers 0"), _readers_ended():
+            take(ours)
 
 
 def test_a_connection_of_somebody_else_is_not_blamed_on_readers() -> None:

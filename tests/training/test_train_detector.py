@@ -141,7 +141,8 @@ def test_a_run_does_not_go_on_with_other_annotations(few: Path, tmp_path: Path) 
         run(data, tmp_path / "m", resume=True, epochs=3)
     content["annotations"][0]["bbox"][2] += 1
     file.write_text(json.dumps(content))
-    run(Path(data.rename(tmp_path / "moved")), tmp_path / "m", overwrite=True, epochs=1)
+    with pytest.raises(KeyboardInterrupt):  # it begins
+        run(data.rename(tmp_path / "moved"), tmp_path / "m", Interrupt(), overwrite=True, epochs=3)
 
 
 def test_vos_is_added_to_a_finished_detector(
@@ -220,6 +221,11 @@ def test_from_refuses_to_build_another_detector(
     (name,) = setting
     with pytest.raises(ConfigError, match=f"{name}: .* stays as it was built"):
         run(scenes, tmp_path / "m", start_from=detector_folder, **({"image_size": None} | setting))
+
+
+def test_from_brings_its_own_weights(detector_folder: Path, scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights: none was asked for, and .* has its own"):
+        run(scenes, tmp_path / "m", start_from=detector_folder, weights="none", image_size=None)
 
 
 def test_bad_annotations_are_left_out_or_stop_with_strict(few: Path, tmp_path: Path) -> None:

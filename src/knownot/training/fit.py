@@ -149,8 +149,9 @@ def _readers_ended() -> Iterator[None]:
         if (isinstance(error, RuntimeError) and said.startswith("DataLoader worker")) or (
             isinstance(error, ConnectionError | EOFError) and _from_another_process(error)
         ):
+            what = said.partition("\n")[0] or type(error).__name__
             raise TrainingError(
-                f"a process that reads photos ended ({said.partition(chr(10))[0]}); where memory ran out, "
+                f"a process that reads photos ended ({what}); where memory ran out, "
                 "try --workers 0 or a smaller --batch-size"
             ) from error
         raise
@@ -158,10 +159,10 @@ def _readers_ended() -> Iterator[None]:
 
 def _from_another_process(error: Exception) -> bool:
     """Raised while something was taken from another process: a batch whose reader is gone by then."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(
-        frame.f_globals.get("__name__") == "multiprocessing.connection" for frame, _ in frames
-    )
+    modules = {
+        frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
+    }
+    return bool(modules & {"multiprocessing.connection", "multiprocessing.reduction"})
 
 
 @contextmanager
