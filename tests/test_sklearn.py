@@ -155,7 +155,10 @@ def test_folds_hold_every_row_once_and_never_a_lone_one(cv: int) -> None:
         ({"validation_fraction": 0.0}, "validation_fraction"),
         ({"unknown_label": 2}, "unknown_label: 2 is one of the classes"),
         ({"ood_score": "max"}, "ood_score: expected one of"),
-        ({"vos_weight": -1.0}, "vos_weight"),
+        ({"vos_weight": -1.0}, "vos_weight: expected a number of at least 0"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
+        ({"hidden": 2.5}, "hidden: expected a whole number of at least 0, got 2.5"),
+        ({"n_neighbors": 0}, "n_neighbors: expected a whole number"),
     ],
 )
 def test_wrong_parameters_are_named(wrong: dict[str, Any], said: str) -> None:
@@ -180,6 +183,14 @@ def test_narrow_labels_have_room_for_the_unknown(classes: Rows) -> None:
     assert set(answers[120:].tolist()) == {label}
     known = answers[:120] != label
     assert (answers[:120] == classes[y].astype(np.int64))[known].mean() > 0.95
+
+
+def test_a_word_among_numbers_leaves_them_numbers() -> None:
+    X, y = blobs(120)
+    fitted = UnknownAwareClassifier(random_state=0, cv=0, unknown_label="?").fit(X, y)
+    answers = fitted.predict(np.vstack([X, X + 1e6])).tolist()
+    assert set(answers[120:]) == {"?"}
+    assert set(answers[:120]) <= {*y.tolist(), "?"}
 
 
 def test_a_column_that_is_the_same_in_all_rows_says_nothing() -> None:

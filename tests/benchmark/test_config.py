@@ -77,6 +77,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ({"near": ["a"]}, "near, far: expected different sets"),
         ({"far": ["a", "test"]}, "near, far: 'test' cannot name a set"),
         ({"far": ["near"]}, "near, far: 'near' cannot name a set"),
+        ({"known": "a", "far": ["a"]}, "near, far: a is the known set"),
         ({"far": ["set 1", "set_1"]}, "near, far: 'set 1' cannot name a set"),
         ({"apart": ["a"]}, "apart: every set is apart"),
         ({"apart": ["b"]}, "apart: 'b' is none of a"),
@@ -122,6 +123,17 @@ def test_models_of_other_settings_have_other_names() -> None:
     other = BenchmarkConfig(**GOOD | {"training": {"recipe": "photos", "settings": {"epochs": 3}}})
     assert one.fingerprint("vos") == same.fingerprint("vos")
     prints = {one.fingerprint("vos"), other.fingerprint("vos"), one.fingerprint("vos-free-phi")}
+    assert len(prints) == 3
+
+
+def test_models_of_another_weights_file_have_another_name(tmp_path: Path) -> None:
+    weights = tmp_path / "net.pth"
+    settings = {"recipe": "photos", "settings": {"weights": str(weights)}}
+    config = BenchmarkConfig(**GOOD | {"training": settings})
+    prints = {config.fingerprint("vos")}
+    for content in (b"one", b"two"):
+        weights.write_bytes(content)
+        prints.add(config.fingerprint("vos"))
     assert len(prints) == 3
 
 

@@ -184,6 +184,22 @@ def test_one_that_fails_does_not_lose_the_others(
     assert values(place, "confidence")
 
 
+def test_one_that_fails_with_some_seed_is_told_with_it(place: Workplace, tmp_path: Path) -> None:
+    code = """from pathlib import Path
+def energy(fitted):
+    once = Path(__file__).with_name("once")
+    if once.exists():
+        raise ValueError("not again")
+    once.touch()
+    return lambda arrays: -arrays.logits.logsumexp(1)
+"""
+    (tmp_path / "mine.py").write_text(code + CODE[CODE.index("def confidence") :])
+    (tmp_path / "own.yaml").write_text(SETTINGS.replace("seeds: [0]", "seeds: [0, 1]"))
+    failed = run_benchmark(again(tmp_path)).failed
+    assert list(failed) == ["cross-entropy, own-energy, seed 1"]
+    assert "seed 1: ValueError: not again" in (place.output / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

@@ -83,6 +83,12 @@ def test_wrong_arguments_are_named() -> None:
         ConformalCalibration(torch.ones(3), torch.ones(3)).p_value(torch.ones(1))
     with pytest.raises(ValueError, match="alpha"):
         ConformalCalibration(torch.ones(3)).threshold(5)
+    for alpha in (5, -1, math.nan):
+        with pytest.raises(ValueError, match="alpha"):
+            ConformalCalibration(torch.ones(3)).is_unknown(torch.ones(3), alpha)
+    for scores in (torch.empty(0), torch.tensor([1.0, math.nan])):
+        with pytest.raises(ValueError, match="scores: expected one or more, and no NaN"):
+            CombinedScore(["a"]).fit({"a": scores})
     assert len(ConformalCalibration(torch.ones(3))) == 3
 
 
@@ -159,7 +165,7 @@ def test_recalibrated_combination_flags_what_it_promises() -> None:
     assert np.mean(flagged) == pytest.approx(0.05, abs=0.006)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [-1.0, 1.0], [0.0, 0.0]])
+@pytest.mark.parametrize("weights", [[1.0], [-1.0, 1.0], [0.0, 0.0], [math.nan, 1.0]])
 def test_wrong_weights_are_named(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
         CombinedScore(["a", "b"], weights)

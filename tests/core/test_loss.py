@@ -384,6 +384,11 @@ def test_wrong_arguments_are_named() -> None:
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             make(**{name: value})
+    for name in ("outliers_per_class", "classes_per_step", "min_count"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number, got 1.5"):
+            make(**{name: 1.5})
+    with pytest.raises(ValueError, match="weight"):
+        make(weight=math.inf)
     with pytest.raises(ValueError, match="start_step: expected at least 0"):
         make(start_step=-1)
     for gaussians in ("window", "streaming"):
@@ -447,3 +452,27 @@ def test_a_model_that_transformers_reads_from_a_file_draws_the_same(tmp_path: Pa
     drawn = [m.vos.sample_outliers(torch.Generator().manual_seed(1)) for m in (model, again)]
     assert torch.equal(*drawn)
     assert torch.equal(*(m.vos.ood_score(torch.eye(3)) for m in (model, again)))
+
+
+@pytest.mark.parametrize(("averaged", "kept"), [("torch", True), ("timm", True), ("v2", False)])
+def test_averages_of_parameters_alone_leave_the_moments_whole(averaged: str, kept: bool) -> None:
+    """As docs/training_loop.md says, of the ways that torch and timm have to average weights."""
+    from timm.utils import ModelEmaV2, ModelEmaV3
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"head": nn.Linear(8, 3)})
+    model["vos"] = VirtualOutlierLoss(model["head"], 3, 8, queue_size=20)
+    average = {
+        "torch": lambda: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
+        "timm": lambda: ModelEmaV3(model, 0.9, exclude_buffers=True),
+        "v2": lambda: ModelEmaV2(model, 0.9),
+    }[averaged]()
+    step = average.update_parameters if averaged == "torch" else average.update
+    for _ in range(5):
+        features, labels = torch.randn(30, 8), torch.arange(30) % 3
+        model["vos"](features, model["head"](features), labels)
+        step(model)
+    own, copied = model["vos"].gaussians, average.module["vos"].gaussians
+    same = [torch.equal(a, b) for a, b in zip(own.buffers(), copied.buffers(), strict=True)]
+    assert all(same) == kept

@@ -118,13 +118,24 @@ def test_rows_that_are_not_finite_or_of_no_class_take_no_part(spoilt: float) -> 
     fitted = FeatureScores.fit(features, labels, 2)
     more = torch.cat([torch.full((12, 8), spoilt), features, torch.randn(2, 8)])
     of_more = torch.cat([torch.zeros(12, dtype=torch.int64), labels, torch.tensor([-100, 2])])
-    again = FeatureScores.fit(more, of_more, 2)
+    with pytest.warns(UserWarning, match="expected classes from 0 to 1, got 2 as well"):
+        again = FeatureScores.fit(more, of_more, 2)
     assert torch.equal(again.bank, fitted.bank)
     assert torch.equal(again.bank_rows, fitted.bank_rows + 12)
     for name, values in fitted(features).items():
         assert torch.equal(again(features)[name], values)
     with pytest.raises(ValueError, match="no row of finite numbers"):
         FeatureScores.fit(more[:12], of_more[:12], 2)
+
+
+def test_features_that_a_network_still_trains_leave_no_graph() -> None:
+    network = torch.nn.Linear(4, 8)
+    features, labels = network(torch.randn(40, 4)), (torch.arange(40) % 2).to(torch.uint8)
+    fitted = FeatureScores.fit(features, labels, 2)
+    assert not any(values.requires_grad for values in fitted.buffers())
+    copy.deepcopy(fitted)
+    for _ in range(2):
+        fitted(network(torch.randn(3, 4)))["mahalanobis"].sum().backward()
 
 
 def test_wrong_arguments_are_named() -> None:

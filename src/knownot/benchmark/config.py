@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -133,6 +134,8 @@ class BenchmarkConfig(_Strict):
                 raise ValueError(
                     f"near, far: {name!r} cannot name a set: results or files are called so"
                 )
+        if self.known in sets:
+            raise ValueError(f"near, far: {self.known} is the known set")
         for name in self.apart:
             _known("apart", name, dict.fromkeys(sets))
         if set(self.apart) == set(sets):
@@ -172,16 +175,26 @@ class BenchmarkConfig(_Strict):
 
     def fingerprint(self, training: str) -> str:
         """Eight digits that differ for models trained with other settings."""
-        settings = {
+        settings: dict[str, Any] = {
             "known": self.known,
             "training": self.training.model_dump(mode="json", exclude={"device"}),
             "changes": dict(self.training_of(training).settings),
         }
+        given = dict(self.training.settings if isinstance(self.training, PhotoTraining) else {})
+        weights = Path(str((given | settings["changes"]).get("weights", "")))
+        if weights.is_file():  # another one of that name makes other models
+            settings["weights"] = _digest_of(weights, weights.stat().st_mtime_ns)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
         """The settings as a file that `knownot benchmark --config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@lru_cache
+def _digest_of(file: Path, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def file_name(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from knownot.benchmark.config import BenchmarkConfig
 from knownot.benchmark.protocols import get_protocol
-from knownot.benchmark.results import KNOWN, versions
+from knownot.benchmark.results import KNOWN
 from knownot.benchmark.scores import OURS
 from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
 from knownot.benchmark.workplace import Workplace
@@ -55,7 +55,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
     """Write both reports to the output folder and return the page's path."""
     tables = main_tables(place.config, protocol, summary)
     tables += [] if place.config.tables else [set_table(place, protocol, summary)]
-    facts = _facts(place, protocol)
+    facts = _facts(place, protocol, summary)
     notes = [f"{method}: {reason}" for method, reason in failed.items()]
     lines = [f"# {place.config.about}", *(f"- {fact}" for fact in facts)]
     text = "\n".join(lines) + "\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n"
@@ -159,7 +159,7 @@ def shown(score: str) -> str:
     return f"{score} (ours)" if score in OURS else score
 
 
-def _facts(place: Workplace, protocol: str) -> list[str]:
+def _facts(place: Workplace, protocol: str, summary: Summary) -> list[str]:
     config = place.config
     return [
         f"protocol {protocol}: {get_protocol(protocol).about}",
@@ -167,7 +167,7 @@ def _facts(place: Workplace, protocol: str) -> list[str]:
         f"95 % intervals: {config.replicates} bootstrap draws of the images, mean over seeds",
         f"near sets: {', '.join(config.near) or 'none'}; far sets: {', '.join(config.far) or 'none'}"
         + (f"; in no mean: {', '.join(config.apart)}" if config.apart else ""),
-        f"versions: {versions()}",
+        f"versions: {' and, of other numbers, '.join(summary.versions)}",
         "OOD images choose no setting, score, weight or threshold",
     ]
 

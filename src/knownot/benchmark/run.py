@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from knownot.errors import ConfigError, KnownotError
 from knownot.models.classifier import UnknownAwareClassifier
 
 RESULTS, SUMMARY, SETTINGS, DATA = "results.csv", "summary.csv", "settings.yaml", "data.txt"
+Failures = dict[str, dict[int, str]]  # reason by training and score, and by seed
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,26 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
     )
     with alone_in(place.output, busy):
         rows = _rows_of_before(place)
-        failed: dict[str, str] = {}
+        failed: Failures = {}
         for seed in place.config.seeds:
             for training in place.config.methods:
                 _measure(place, recipe, protocol, training, seed, rows, failed)
         summary = summarise(place, protocol, rows)
         summary.save(place.output / SUMMARY)
-        report = write_report(place, protocol, summary, failed)
-        return BenchmarkResult(summary, failed, report)
+        told = _by_method(failed, place.config.seeds)
+        report = write_report(place, protocol, summary, told)
+        return BenchmarkResult(summary, told, report)
+
+
+def _by_method(failed: Failures, seeds: list[int]) -> dict[str, str]:
+    """What failed, with the seed unless it failed so in every one."""
+    told = {}
+    for method, reasons in failed.items():
+        if len(reasons) == len(seeds) and len(set(reasons.values())) == 1:
+            told[method] = next(iter(reasons.values()))
+        else:
+            told |= {f"{method}, seed {seed}": reason for seed, reason in reasons.items()}
+    return told
 
 
 def _rows_of_before(place: Workplace) -> list[Row]:
@@ -136,7 +151,7 @@ def _measure(
     training: str,
     seed: int,
     rows: list[Row],
-    failed: dict[str, str],
+    failed: Failures,
 ) -> None:
     """All scores of one model; adds to `rows` (and the results file) and `failed`."""
     settings = place.config.fingerprint(training)
@@ -164,7 +179,8 @@ def _measure(
         except KnownotError:
             raise
         except Exception as error:  # one detector that fails must not lose the others
-            failed[f"{training}, {name}"] = str(error) or type(error).__name__
+            reasons = failed.setdefault(f"{training}, {name}", {})
+            reasons[seed] = str(error) or type(error).__name__
         advance(1)
     write_rows(place.output / RESULTS, rows)
     place.reporter.say(f"{training}, seed {seed}: {len(rows) - before} numbers")
@@ -217,7 +233,10 @@ class _Model:
         wanted = {KNOWN: "test"} | {name: name for name in self.place.config.sets}
         if kept is not None and set(wanted) <= set(kept):
             return kept
+        # Libraries that a score of one's own calls may draw from any of them.
         torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
         fitted = Fitted(self.model, self.arrays("train"), self.arrays("val"))
         scorer = config.score(score)(fitted)
         found = {}

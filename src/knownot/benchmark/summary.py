@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -47,9 +47,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Summary:
-    """All lines, found by what they are about."""
+    """All lines, found by what they are about.
+
+    Attributes:
+        lines: The lines.
+        versions: Of the packages that made the numbers; several if they were not made together.
+    """
 
     lines: list[Line]
+    versions: list[str] = field(default_factory=list)
 
     def line(self, training: str, score: str, name: str, metric: str) -> Line | None:
         """The line, or None if it was not measured."""
@@ -101,7 +107,8 @@ def summarise(place: Workplace, protocol: str, rows: list[Row]) -> Summary:
     for (training, score), of_method in by_method.items():
         replicates = {} if score == "" else _replicates(place, protocol, training, score, of_method)
         lines += _lines(training, score, of_method, replicates, get_protocol(protocol).leading)
-    return Summary(lines)
+    used = {row.versions for of_method in by_method.values() for row in of_method}
+    return Summary(lines, sorted(used))
 
 
 def _lines(

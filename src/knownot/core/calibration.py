@@ -112,7 +112,13 @@ class ConformalCalibration:
         return math.inf if at_most < 0 else float(scores[n - 1 - at_most])
 
     def is_unknown(self, scores: Tensor, alpha: float, groups: Tensor | None = None) -> Tensor:
-        """Whether `p < alpha`, shape (N,), bool."""
+        """Whether `p < alpha`, shape (N,), bool.
+
+        Raises:
+            ValueError: If `alpha` is outside (0, 1), or `groups` is missing.
+        """
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha: expected a fraction in (0, 1), got {alpha}")
         return flagged(self.p_value(scores, groups, alpha), alpha)
 
 

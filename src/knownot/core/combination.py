@@ -11,6 +11,7 @@ Vovk, "Cross-conformal predictors", 2015.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -47,7 +48,13 @@ class TailLogP(FixedDtypeModule):
 
     @torch.no_grad()
     def fit(self, scores: Tensor) -> TailLogP:
-        """Fit to held-out ID scores (n,)."""
+        """Fit to held-out ID scores (n,).
+
+        Raises:
+            ValueError: If there is none, or one is NaN.
+        """
+        if not len(scores) or scores.isnan().any():
+            raise ValueError(f"scores: expected one or more, and no NaN, got {len(scores)}")
         ordered = scores.detach().cpu().double().sort().values
         finite = ordered[ordered.isfinite()]
         if len(finite):  # what is infinite stands at the end of what is not: the law has a scale
@@ -116,7 +123,8 @@ class CombinedScore(FixedDtypeModule):
     def __init__(self, parts: Sequence[str], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         chosen = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
-        if not parts or len(chosen) != len(parts) or min(chosen) < 0 or not any(chosen):
+        usable = all(0 <= weight < math.inf for weight in chosen)
+        if not parts or len(chosen) != len(parts) or not usable or not any(chosen):
             raise ValueError(
                 f"weights: expected one number of at least 0 for each of {list(parts)}, not all 0; "
                 f"got {chosen}"

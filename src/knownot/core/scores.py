@@ -6,6 +6,7 @@ that VOS trains.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -122,6 +123,7 @@ class FeatureScores(FixedDtypeModule):
         self.register_fixed("bank", torch.zeros(bank_size, feature_dim - earlier_dim))
 
     @classmethod
+    @torch.no_grad()
     def fit(
         cls,
         features: Tensor,
@@ -140,6 +142,14 @@ class FeatureScores(FixedDtypeModule):
         Raises:
             ValueError: If no row is left.
         """
+        labels = labels.long()
+        if len(labels) and int(labels.max()) >= num_classes:
+            warnings.warn(
+                f"labels: expected classes from 0 to {num_classes - 1}, got {int(labels.max())} as well; "
+                "rows of such take no part",
+                UserWarning,
+                stacklevel=2,
+            )
         usable = _usable(features, labels, num_classes)
         if not len(usable):
             raise ValueError("features: no row of finite numbers with a label of a class")

@@ -6,6 +6,7 @@ equations 1 to 7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -135,14 +136,21 @@ class VirtualOutlierLoss(nn.Module):
             ("draws_per_class", draws_per_class, outliers_per_class),
             ("min_count", min_count, 1),
         ):
-            if not value >= least:
+            if not least <= value < math.inf:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
+        for name, value in (
+            ("start_step", start_step),
+            ("outliers_per_class", outliers_per_class),
+            ("classes_per_step", classes_per_step),
+            ("min_count", min_count),
+        ):
+            if not float(value).is_integer():
+                raise ValueError(f"{name}: expected a whole number, got {value}")
+        outliers_per_class, classes_per_step = int(outliers_per_class), int(classes_per_step)
         if isinstance(gaussians, str):
             if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = _GAUSSIANS[gaussians](num_classes, feature_dim, queue_size, shrinkage)
-        if not float(start_step).is_integer():
-            raise ValueError(f"start_step: expected a whole number of calls, got {start_step}")
         if background_index is not None and not 0 <= background_index <= num_classes:
             raise ValueError(
                 f"background_index: expected a column from 0 to {num_classes}, got {background_index}"

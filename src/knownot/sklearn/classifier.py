@@ -159,6 +159,8 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 # -1 would be 255 among labels of one byte without a sign.
                 wide = np.result_type(labels.dtype, np.min_scalar_type(int(unknown)))
                 labels = labels.astype(wide)
+            elif labels.dtype.kind in "biuf" and isinstance(unknown, str):
+                labels = labels.astype(object)  # else all would become text
             labels = np.where(self._flagged(answers.p_values), unknown, labels)
         return labels
 
@@ -195,6 +197,17 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             raise ValueError(
                 f"ood_score: expected one of {', '.join(get_args(ScoreName))}, got {self.ood_score!r}"
             )
+        for name, value, least in (
+            ("hidden", self.hidden, 0),
+            ("epochs", self.epochs, 1),
+            ("n_neighbors", self.n_neighbors, 1),
+        ):
+            if value is not None and not (isinstance(value, Integral) and value >= least):
+                raise ValueError(
+                    f"{name}: expected a whole number of at least {least}, got {value!r}"
+                )
+        if not 0 <= self.vos_weight < math.inf:
+            raise ValueError(f"vos_weight: expected a number of at least 0, got {self.vos_weight}")
         if not 0 <= self.alpha < 1:
             raise ValueError(f"alpha: expected a fraction in [0, 1), got {self.alpha}")
         if self.cv is not None and (self.cv < 0 or self.cv == 1):
