@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from knownot.serve.server import KEY_VARIABLE
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -33,5 +35,6 @@ def test_compose_publishes_to_this_machine_only_and_prometheus_finds_the_service
     (model,) = json.loads(re.findall(r"^CMD (.*)$", dockerfile, re.MULTILINE)[0])
     assert services["knownot"]["ports"][0].endswith(f":{port}")
     assert services["knownot"]["volumes"][0].endswith(f":{model}:ro")
+    assert services["knownot"]["environment"] == [KEY_VARIABLE]
     (job,) = yaml.safe_load((ROOT / "prometheus.yml").read_text())["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"knownot:{port}"]}]

@@ -88,6 +88,7 @@ def test_without_annotations_the_ids_are_told_beside(
     )  # fmt: skip
     assert code == 1  # one photo could not be read
     assert "broken.jpg" in err
+    assert f"category_id of unknown boxes: {len(load(detector_folder).classes) + 1}" in err
     assert {path.name for path in target.parent.iterdir()} == {
         "results.json",
         "results.images.json",

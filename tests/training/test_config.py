@@ -23,6 +23,16 @@ def test_yaml_equals_flags_and_flags_win(tmp_path: Path) -> None:
     assert yaml.safe_load(file.read_text())["seed"] == 0
 
 
+def test_keys_of_a_file_may_be_written_as_options_are(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: p\ntask: detect\nfrom: det/\nvos-weight: 0.2\n")
+    config = make_config({}, file)
+    assert (config.start_from, config.vos_weight) == (Path("det"), 0.2)  # type: ignore[union-attr]
+    file.write_text("data: p\nvos-weight: 0.2\nvos_weight: 0.3\n")
+    with pytest.raises(ConfigError, match="vos_weight stands there twice"):
+        make_config({}, file)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -48,9 +48,9 @@ def audit(
 ) -> None:
     """Find OOD photos that show a known class, and known ones that do not; measure without them.
 
-    [bold]knownot audit model/ --id photos/test --ood people/ textures/ -o audit/[/]
+    [bold]knownot audit model/ --id photos/test --ood people/ textures/ -o out/[/]
 
-    [bold]knownot audit model/ --id photos/test --ood people/ textures/ -o audit/ --decisions audit.csv[/]
+    [bold]knownot audit model/ --id photos/test --ood people/ textures/ -o out/ --decisions out/audit.csv[/]
 
     The first writes audit.html, where photos are ticked and the decisions downloaded, and audit.csv
     for those who would rather write y or n into its column keep.

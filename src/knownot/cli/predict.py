@@ -241,9 +241,11 @@ def _coco_ids(paths: list[Path], annotations: Path | None, model: Model) -> Coco
 
     for video in filter(is_video, paths):
         raise DataError(f"{video}: --format coco is for photos; use --format jsonl for videos")
-    if annotations is None:
-        return numbered(paths, model.classes)
-    ids = ids_of(annotations, paths, model.classes)
+    ids = (
+        numbered(paths, model.classes)
+        if annotations is None
+        else ids_of(annotations, paths, model.classes)
+    )
     if ids.left_out:
         shown = ", ".join(str(path) for path in ids.left_out[:3])
         more = ", ..." if len(ids.left_out) > 3 else ""

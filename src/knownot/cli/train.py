@@ -76,12 +76,14 @@ def train(
             help="Of red, green, blue in \\[0, 1], such as 0.485,0.456,0.406. (default: the model's)"
         ),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="Their deviation. (default: the model's)")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Deviation of the same. (default: the model's)")
+    ] = None,
     bottleneck: Annotated[
         int | None, typer.Option(help="Width before the head, 0 for none. (default: 64 if D > 128)")
     ] = None,
     bottleneck_relu: Annotated[
-        bool | None, typer.Option(help="ReLU behind it. (default: yes)")
+        bool | None, typer.Option(help="ReLU behind the bottleneck. (default: yes)")
     ] = None,
     head_first: Annotated[
         bool | None,
@@ -93,14 +95,17 @@ def train(
     ] = None,
     standardise: Annotated[
         bool | None,
-        typer.Option(help="Unit length and variance before it. (default: head yes, all no)"),
+        typer.Option(
+            help="Scale features to unit length and variance before the bottleneck. (default: head "
+            "yes, all no)"
+        ),
     ] = None,
     earlier_map: Annotated[
         bool | None,
         typer.Option(help="Mahalanobis reads an earlier map of the backbone too. (default: yes)"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="(default: head 30, all 4, detector 12)")
+        int | None, typer.Option(help="(default: head 30, all 4, detector 12, with --from 3)")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="(default: head 128, all 32, detector 4)")
@@ -126,23 +131,35 @@ def train(
     ] = None,
     vos_start: Annotated[
         float | None,
-        _method(help="Share of steps before VOS. (default: head 0.4, all 0.2, detector 2/3)"),
+        _method(
+            help="Share of steps before VOS. (default: head 0.4, all 0.2, detector 2/3, with --from 0.2)"
+        ),
     ] = None,
     queue_size: Annotated[
         int | None, _method(help="Features kept per class. (default: 1000)")
     ] = None,
     draws_per_class: Annotated[
-        float | None, _method(help="Draws they are the least likely of. (default: 1e4)")
+        float | None,
+        _method(
+            help="Draws around each class; the least likely are the virtual outliers. (default: 1e4)"
+        ),
     ] = None,
     outliers_per_class: Annotated[
         int | None,
         _method(help="Virtual outliers per class and step. (default: head 1 to 16, else 1)"),
     ] = None,
     tail_probability: Annotated[
-        float | None, _method(help="Tail they come from. (default: 1 / draws)")
+        float | None,
+        _method(
+            help="The same as a share of the draws: outliers lie in this tail. (default: 1 / draws)"
+        ),
     ] = None,
     radius_ratio: Annotated[
-        float | None, _method(help="Stretch them to this ratio. (default: exact law)")
+        float | None,
+        _method(
+            help="Stretch virtual outliers to this many times the data's distance from the class "
+            "mean. (default: as drawn)"
+        ),
     ] = None,
     phi: Annotated[
         str | None,
@@ -152,12 +169,13 @@ def train(
         str | None, _method(help="auto, window, streaming. (default: auto)")
     ] = None,
     shrinkage: Annotated[
-        str | None, _method(help="Of the covariance: oas, fixed. (default: oas)")
+        str | None,
+        _method(help="How the covariance is kept invertible: oas, fixed. (default: oas)"),
     ] = None,
     outliers: Annotated[
         str | None,
         _method(
-            help="Where they come from: gaussian; for comparison diagonal, per-class, noise, "
+            help="Where virtual outliers come from: gaussian; for comparison diagonal, per-class, noise, "
             "noisy-features, mixup, npos. (default: gaussian)"
         ),
     ] = None,
@@ -198,7 +216,10 @@ def train(
         float | None, _detector(help="mAP that adding VOS may cost. (default: 0.005)")
     ] = None,
     config: Annotated[
-        Path | None, _run(help="YAML file with the same settings; flags win.")
+        Path | None,
+        _run(
+            help="YAML file with the same settings, such as a model's training/config.yaml; flags win."
+        ),
     ] = None,
     precision: Annotated[
         str | None, _run(help="32-true, bf16-mixed, 16-mixed. (default: 32-true)")
@@ -231,6 +252,7 @@ def train(
     [bold]knownot train coco/ -o model/[/]   photos with boxes, COCO or VOC: a detector
 
     A training photo that cannot be read is skipped and listed; Ctrl-C and SIGTERM keep the finished epochs.
+    docs/training.md tells more of each option.
     """
     settings = {key: value for key, value in locals().items() if key not in _NO_SETTINGS}
     # Before torch is imported: its gloo and DistributedDataParallel tell what is meant to be so.

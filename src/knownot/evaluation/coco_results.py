@@ -71,7 +71,11 @@ def numbered(photos: Iterable[Path], classes: Sequence[str]) -> CocoIds:
     """Photos 1 … n in their order, categories 1 … K in the model's, "unknown" K + 1."""
     images = {str(photo): number for number, photo in enumerate(dict.fromkeys(photos), 1)}
     categories = {name: number for number, name in enumerate([*classes, UNKNOWN], 1)}
-    return CocoIds(images, categories)
+    return CocoIds(images, categories, notes=[_unknown_id(categories)])
+
+
+def _unknown_id(categories: dict[str, Any]) -> str:
+    return f"category_id of unknown boxes: {categories[UNKNOWN]}"
 
 
 def ids_of(annotations: Path, photos: Iterable[Path], classes: Sequence[str]) -> CocoIds:
@@ -122,7 +126,7 @@ def ids_of(annotations: Path, photos: Iterable[Path], classes: Sequence[str]) ->
         told = ", ".join(f"{name} is {categories[name]}" for name in missing)
         notes.append(f"{annotations} lacks {len(missing)} of the model's classes: {told}")
     if UNKNOWN not in names.categories:
-        notes.append(f"category_id of unknown boxes: {categories[UNKNOWN]}")
+        notes.append(_unknown_id(categories))
     absent = len(names.images) - len(taken)
     if absent:
         notes.append(

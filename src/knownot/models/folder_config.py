@@ -64,7 +64,8 @@ class ClassifierConfig(_Common):
         if backbone is None:
             if self.architecture == "custom":
                 raise ModelFileError(
-                    "was built around a module of your own; give load(..., backbone=module)"
+                    "was built around a module of your own: in Python load(..., backbone=module); "
+                    "commands take its exported file, see docs/finished.md"
                 )
             from knownot.models.backbones import create_backbone
 

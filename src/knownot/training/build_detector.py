@@ -116,6 +116,11 @@ def detector_to_start_from(
             f"{', '.join(classes)}; train without --from"
         )
     built = how_built(model)
+    if config.weights != "auto":
+        raise ConfigError(
+            f"weights: {config.weights} was asked for, and {config.start_from} has its own; leave it "
+            "out, or train without --from"
+        )
     for name in _BUILT & config.model_fields_set:
         if (asked := getattr(config, name)) not in (None, built.get(name)):
             raise ConfigError(

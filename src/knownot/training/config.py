@@ -363,6 +363,8 @@ class DetectionConfig(CommonConfig):
 
 
 Config = TrainConfig | DetectionConfig
+# Settings that Python cannot call as their options are called.
+_OPTION_NAMES = {"from": "start_from"}
 
 
 def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Config:
@@ -379,7 +381,12 @@ def make_config(flags: dict[str, Any], config_file: Path | None = None) -> Confi
             text = config_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{config_file}: cannot be read ({error})") from None
-        values.update(read_settings(text, str(config_file)))
+        for key, value in read_settings(text, str(config_file)).items():
+            name = key.replace("-", "_")
+            name = _OPTION_NAMES.get(name, name)
+            if name in values:
+                raise ConfigError(f"{config_file}: {name} stands there twice")
+            values[name] = value
     values.update({key: value for key, value in flags.items() if value is not None})
     if "data" not in values:
         raise ConfigError(
