@@ -131,7 +131,9 @@ def test_the_reports_say_what_was_done(finished: Workplace) -> None:
     assert "seeds 0, 1" in text
     assert "in no mean: uniform_noise" in text
     page = (finished.output / "report.html").read_text()
-    assert page.count("<table>") == 3
+    assert page.count("<table>") == 4
+    for heading in ("AUROC, near", "AUROC, far", "AUPR in, mean"):
+        assert f"| {heading} |" in text
     assert "data:image/png;base64," in page
 
 

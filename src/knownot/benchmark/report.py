@@ -54,7 +54,8 @@ class Table:
 def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict[str, str]) -> Path:
     """Write both reports to the output folder and return the page's path."""
     tables = main_tables(place.config, protocol, summary)
-    tables += [] if place.config.tables else [set_table(place, protocol, summary)]
+    if not place.config.tables:
+        tables += [area_table(protocol, summary), set_table(place, protocol, summary)]
     facts = _facts(place, protocol, summary)
     notes = [f"{method}: {reason}" for method, reason in failed.items()]
     lines = [f"# {place.config.about}", *(f"- {fact}" for fact in facts)]
@@ -135,6 +136,23 @@ def method_table(protocol: str, summary: Summary) -> Table:
             [training, shown(score), *map(_spread, lines), _interval(lines[0]), _spread(auroc)]
         )
     title = f"{_NAMES[metric]}, %, lower is better: means over sets; AUROC, %, of the same sets"
+    return Table(title, headings, rows, _chosen(methods))
+
+
+def area_table(protocol: str, summary: Summary) -> Table:
+    """Every method's areas under curves: means over near sets, over far ones, and over all."""
+    methods = summary.methods(get_protocol(protocol).leading)
+    areas = [name for name in get_protocol(protocol).metrics if not name.startswith("fpr95")]
+    measured = {(line.set, line.metric) for line in summary.lines}
+    columns = [(area, group) for area in areas for group in (MEAN, NEAR, FAR)]
+    columns = [(area, group) for area, group in columns if (group, area) in measured]
+    rows = [
+        [training, shown(score)]
+        + [_spread(summary.line(training, score, group, area)) for area, group in columns]
+        for training, score in methods
+    ]
+    headings = ["training", "score", *(f"{_NAMES[area]}, {group}" for area, group in columns)]
+    title = "Areas under curves, %, higher is better: means over sets"
     return Table(title, headings, rows, _chosen(methods))
 
 
