@@ -124,7 +124,7 @@ def test_a_change_of_the_model_is_told(exported_detector: Pair) -> None:
     shifted = tiny_detector()
     assert shifted.feature_scores is not None
     shifted.feature_scores.bank += 0.02
-    with pytest.raises(ExportError, match=r"differently in \d+ of \d+ cases.*combined"):
+    with pytest.raises(ExportError, match=r"differently in \d+ of \d+ cases.*knn"):
         check_detector_parity(shifted, exported)
     moved = tiny_detector()
     moved.regions.model.roi_heads.box_predictor.bbox_pred.bias.data += 0.05

@@ -162,7 +162,7 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"config\.json is missing"):
         load(tmp_path / "empty")
     saved(tmp_path / "m")
-    with pytest.raises(ModelFileError, match=r"give load\(\.\.\., backbone=module\)"):
+    with pytest.raises(ModelFileError, match=r"in Python load\(\.\.\., backbone=module\)"):
         load(tmp_path / "m")
     (tmp_path / "m" / "calibration.safetensors").unlink()
     with pytest.raises(ModelFileError, match=r"calibration\.safetensors is missing"):
