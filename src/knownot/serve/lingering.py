@@ -54,6 +54,7 @@ class LingeringTransport:
         self._transport.resume_reading()
 
     def ended(self) -> None:
-        """The connection is gone."""
+        """The connection is gone: let go of whoever tells what is unread."""
+        self._unread = bool
         if self._patience is not None:
             self._patience.cancel()
