@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -18,19 +16,7 @@ from knownot.core.phi import PhiName
 from knownot.core.streaming_gaussians import StreamingGaussians
 from knownot.core.uncertainty_loss import uncertainty_loss
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
-from knownot.core.window_gaussians import WindowGaussians
-
-PHIS = ["monotone", "monotone-mlp", "shift", "free", "free-mlp"]
-
-
-def make(classes: int = 3, dim: int = 4, **options) -> tuple[nn.Linear, VirtualOutlierLoss]:
-    head = nn.Linear(dim, classes)
-    return head, VirtualOutlierLoss(head=head, num_classes=classes, feature_dim=dim, **options)
-
-
-def batch(n: int = 30, classes: int = 3, dim: int = 4) -> tuple[Tensor, Tensor]:
-    labels = torch.arange(n) % classes
-    return torch.randn(n, dim) + labels.unsqueeze(1), labels
+from tests.core.losses import PHIS, batch, make, with_logits
 
 
 @pytest.mark.parametrize("phi", PHIS)
@@ -138,13 +124,9 @@ def test_without_a_ready_class_the_loss_is_zero_and_has_a_gradient() -> None:
 
 def test_an_empty_batch_gives_a_finite_loss() -> None:
     head, vos = make()
-    vos(*_with_logits(head, *batch()))
+    vos(*with_logits(head, *batch()))
     loss = vos(torch.empty(0, 4), torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
     assert loss.isfinite()
-
-
-def _with_logits(head: nn.Module, features: Tensor, labels: Tensor):
-    return features, head(features), labels
 
 
 @given(seed=st.integers(0, 2**16))
@@ -168,64 +150,6 @@ def test_permuting_classes_changes_nothing(seed: int) -> None:
     one = vos.sample_outliers(torch.Generator().manual_seed(seed)) - vos.gaussians.means
     two = other.sample_outliers(torch.Generator().manual_seed(seed)) - other.gaussians.means
     assert torch.allclose(one, two, atol=1e-4)
-
-
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("gaussians", ["window", "streaming"])
-def test_state_dict_round_trip_continues_the_same_run(phi, gaussians: str) -> None:
-    torch.manual_seed(0)
-    head, vos = make(start_step=2, phi=phi, gaussians=gaussians, queue_size=5)
-    for _ in range(4):
-        vos(*_with_logits(head, *batch()))
-    other = make(start_step=2, phi=phi, gaussians=gaussians, queue_size=5)[1]
-    other._head = (head,)
-    other.load_state_dict(copy.deepcopy(vos.state_dict()))
-    features, labels = batch()
-    losses = []
-    for module in (vos, other):
-        module.generator = torch.Generator().manual_seed(9)
-        losses.append(module(features, head(features), labels).item())
-    assert other.steps == vos.steps == 5
-    assert losses[0] == losses[1] > 0
-
-
-def test_a_resumed_run_keeps_the_age_of_the_factor() -> None:
-    torch.manual_seed(0)
-    options = {"classes_per_step": 2}
-    head, vos = make(gaussians=WindowGaussians(3, 4, 100, factor_lag=0.3), **options)
-    for _ in range(8):
-        vos(*_with_logits(head, *batch()))
-    other = make(gaussians=WindowGaussians(3, 4, 100, factor_lag=0.3), **options)[1]
-    other._head = (head,)
-    other.load_state_dict(copy.deepcopy(vos.state_dict()))
-    factors = []
-    for step in range(5):
-        features, labels = batch()
-        losses = []
-        for module in (vos, other):
-            module.generator = torch.Generator().manual_seed(step)
-            losses.append(module(features, head(features), labels).item())
-        assert losses[0] == losses[1] > 0
-        assert torch.equal(vos.gaussians.upper, other.gaussians.upper)
-        factors.append(vos.gaussians.upper.clone())
-    assert 1 < len({tuple(f.flatten().tolist()) for f in factors}) < 5  # some new, some kept
-
-
-def test_a_state_from_before_the_factor_was_kept_is_read() -> None:
-    torch.manual_seed(0)
-    head, vos = make()
-    vos(*_with_logits(head, *batch()))
-    state = copy.deepcopy(vos.state_dict())
-    del state["gaussians.upper"], state["gaussians._extra_state"]
-    other = make()[1]
-    other._head = (head,)
-    other.load_state_dict(state)
-    losses = []
-    features, labels = batch()
-    for module in (vos, other):
-        module.generator = torch.Generator().manual_seed(9)
-        losses.append(module(features, head(features), labels).item())
-    assert losses[0] == losses[1] > 0
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 7])
@@ -404,75 +328,3 @@ def test_wrong_arguments_are_named() -> None:
 def test_gaussians_of_ones_own_are_used() -> None:
     own = StreamingGaussians(3, 4)
     assert make(gaussians=own)[1].gaussians is own
-
-
-def test_a_move_that_fails_leaves_the_loss_as_it_was() -> None:
-    vos = VirtualOutlierLoss(head=torch.nn.Linear(4, 3), num_classes=3, feature_dim=4)
-    before = {
-        name: value.clone() for name, value in vos.state_dict().items() if torch.is_tensor(value)
-    }
-
-    def fails(tensor: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        vos._apply(fails)
-    after = vos.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert vos.gaussians.means.dtype == torch.float64
-
-
-def test_copies_of_data_parallel_are_refused() -> None:
-    vos = VirtualOutlierLoss(head=torch.nn.Linear(4, 3), num_classes=3, feature_dim=4)
-    copy = vos._replicate_for_data_parallel()
-    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
-        copy(torch.randn(6, 4), torch.randn(6, 3), torch.arange(6) % 3)
-
-
-def test_a_model_that_transformers_reads_from_a_file_draws_the_same(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-
-    class Config(transformers.PretrainedConfig):
-        model_type = "small"
-
-    class Model(transformers.PreTrainedModel):
-        config_class = Config
-
-        def __init__(self, config: Config) -> None:
-            super().__init__(config)
-            self.head, self.vos = make(phi="monotone-mlp")
-            self.post_init()
-
-    model = Model(Config())
-    features, labels = batch()
-    model.train()
-    model.vos(features, model.head(features), labels)
-    model.save_pretrained(tmp_path)
-    again = Model.from_pretrained(tmp_path)
-    drawn = [m.vos.sample_outliers(torch.Generator().manual_seed(1)) for m in (model, again)]
-    assert torch.equal(*drawn)
-    assert torch.equal(*(m.vos.ood_score(torch.eye(3)) for m in (model, again)))
-
-
-@pytest.mark.parametrize(("averaged", "kept"), [("torch", True), ("timm", True), ("v2", False)])
-def test_averages_of_parameters_alone_leave_the_moments_whole(averaged: str, kept: bool) -> None:
-    """As docs/training_loop.md says, of the ways that torch and timm have to average weights."""
-    from timm.utils import ModelEmaV2, ModelEmaV3
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"head": nn.Linear(8, 3)})
-    model["vos"] = VirtualOutlierLoss(model["head"], 3, 8, queue_size=20)
-    average = {
-        "torch": lambda: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
-        "timm": lambda: ModelEmaV3(model, 0.9, exclude_buffers=True),
-        "v2": lambda: ModelEmaV2(model, 0.9),
-    }[averaged]()
-    step = average.update_parameters if averaged == "torch" else average.update
-    for _ in range(5):
-        features, labels = torch.randn(30, 8), torch.arange(30) % 3
-        model["vos"](features, model["head"](features), labels)
-        step(model)
-    own, copied = model["vos"].gaussians, average.module["vos"].gaussians
-    same = [torch.equal(a, b) for a, b in zip(own.buffers(), copied.buffers(), strict=True)]
-    assert all(same) == kept

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
-from tests.core.test_loss import batch, make
+from tests.core.losses import batch, make
 
 
 @pytest.mark.parametrize(

@@ -143,3 +143,4 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 RED, GREEN = (encoded(noisy(colour, 77)) for colour in COLOURS.values())
 BLUE = encoded(noisy(UNKNOWN_COLOUR, 77))
+BIG = encoded(Image.new("L", (7000, 7000)))  # 49 megapixels in 50 kB

@@ -12,6 +12,7 @@ import typer
 
 from knownot.cli.answers import Cells, CocoList, Format, Lines, Screen, Writer, output_file
 from knownot.cli.console import note_if_nothing_is_unknown, photo_progress, plain, stderr
+from knownot.cli.copies import Copies
 from knownot.cli.options import Alpha, Device, KeepMib, KeepMost, NoSeed, Score
 from knownot.cli.photo_arguments import expand, is_video
 from knownot.errors import ConfigError, DataError
@@ -116,7 +117,7 @@ def predict(
     ids = _coco_ids(paths, annotations, loaded) if form is Format.coco else None
     if ids is not None:
         paths = [path for path in dict.fromkeys(paths) if str(path) in ids.images]
-    copies = _Copies(loaded.classes, save_images, inbox)
+    copies = Copies(loaded.classes, save_images, inbox)
     failed: list[str] = []
     with ExitStack() as stack:
         writer = _writer(stack, form, output, bool(videos), ids)
@@ -140,55 +141,6 @@ def _inbox(folder: Path, most: int, mebibytes: int, videos: list[Path]) -> Inbox
     from knownot.data.inbox import Inbox
 
     return Inbox(folder, most, mebibytes * 2**20)
-
-
-class _Copies:
-    """What is kept of photos beside their answers.
-
-    An answer is worth more than a copy: a full disk, or a photo that has gone, ends nothing.
-
-    Attributes:
-        lost: Why copies could not be written.
-    """
-
-    def __init__(self, classes: list[str], images: Path | None, inbox: Inbox | None) -> None:
-        self._classes = classes
-        self.images = images
-        self._inbox = inbox
-        self.lost: list[str] = []
-        if images is not None:  # what cannot be at all is told before any photo is read
-            try:
-                images.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DataError(f"{images}: cannot be written ({error.strerror})") from None
-
-    def keep(self, answer: Answer) -> None:
-        """Write the copies of a photo that are asked for."""
-        for write in (self._draw, self._keep_unknown):
-            try:
-                write(answer)
-            except DataError as reason:
-                self.lost.append(str(reason))
-
-    def _draw(self, answer: Answer) -> None:
-        from knownot.evaluation.annotate import save_annotated, save_drawn
-        from knownot.models.prediction import Prediction
-
-        if self.images is None:
-            return
-        if isinstance(answer, Prediction):
-            save_annotated(answer, self.images)
-        else:
-            save_drawn(answer, self._classes, self.images)
-
-    def _keep_unknown(self, answer: Answer) -> None:
-        from knownot.data.photo import open_photo
-
-        if self._inbox is None:
-            return
-        path = answer.path
-        assert path is not None  # of files alone
-        self._inbox.keep_unknown(answer.to_dict(), lambda: open_photo(path))
 
 
 def _load(model: Path, device: str) -> Model:
@@ -278,7 +230,7 @@ def _answers(
     model: Model,
     paths: list[Path],
     every: int,
-    copies: _Copies,
+    copies: Copies,
     begin: Progress,
     settings: dict[str, Any],
 ) -> Iterator[Answer]:

@@ -128,25 +128,12 @@ class VirtualOutlierLoss(nn.Module):
                     f"tail_probability: expected a fraction in (0, 1), got {tail_probability}"
                 )
             draws_per_class = 1 / tail_probability
-        for name, value, least in (
-            ("weight", weight, 0),
-            ("start_step", start_step, 0),
-            ("outliers_per_class", outliers_per_class, 1),
-            ("classes_per_step", classes_per_step, 1),
-            ("draws_per_class", draws_per_class, outliers_per_class),
-            ("min_count", min_count, 1),
-        ):
-            if not least <= value < math.inf:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        for name, value in (
-            ("start_step", start_step),
-            ("outliers_per_class", outliers_per_class),
-            ("classes_per_step", classes_per_step),
-            ("min_count", min_count),
-        ):
-            if not float(value).is_integer():
-                raise ValueError(f"{name}: expected a whole number, got {value}")
-        outliers_per_class, classes_per_step = int(outliers_per_class), int(classes_per_step)
+        _check_number("weight", weight, 0)
+        start_step = _check_whole("start_step", start_step, 0)
+        outliers_per_class = _check_whole("outliers_per_class", outliers_per_class, 1)
+        classes_per_step = _check_whole("classes_per_step", classes_per_step, 1)
+        min_count = _check_whole("min_count", min_count, 1)
+        _check_number("draws_per_class", draws_per_class, outliers_per_class)
         if isinstance(gaussians, str):
             if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
@@ -414,3 +401,15 @@ class VirtualOutlierLoss(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.steps = int(state)
+
+
+def _check_number(name: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _check_whole(name: str, value: float, least: int) -> int:
+    _check_number(name, value, least)
+    if not float(value).is_integer():
+        raise ValueError(f"{name}: expected a whole number, got {value}")
+    return int(value)

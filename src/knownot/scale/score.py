@@ -20,7 +20,7 @@ from knownot.errors import ConfigError, DataError, MissingExtraError, ScoringErr
 from knownot.interrupt import sigterm_as_ctrl_c
 from knownot.runtime import OnnxClassifier
 from knownot.runtime.exported_file import exported_file
-from knownot.scale.sources import as_bytes, is_remote
+from knownot.scale.sources import is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +151,7 @@ def _digest(model: Path) -> str:
 def _digest_of_names(photos: list[str]) -> str:
     # Absolute paths: the same words in another folder are other photos.
     names = "\0".join(name if is_remote(name) else os.path.abspath(name) for name in photos)
-    return hashlib.sha256(as_bytes(names)).hexdigest()
+    return hashlib.sha256(os.fsencode(names)).hexdigest()
 
 
 @contextmanager
@@ -218,7 +218,8 @@ def _answered(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
     # Ray Data starts a worker that dies anew and gives its part to one again.
     blocks = [
-        pa.table({"part": [n], "photos": [list(map(as_bytes, parts.photos(n)))]}) for n in missing
+        pa.table({"part": [n], "photos": [list(map(os.fsencode, parts.photos(n)))]})
+        for n in missing
     ]
     model = ray.put(parts.model.read_bytes())  # once for all workers of a machine
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()

@@ -20,14 +20,9 @@ def is_remote(photo: str) -> bool:
     return "://" in photo
 
 
-def as_bytes(name: str) -> bytes:
-    """A name as the disk has it, which need not be UTF-8."""
-    return name.encode("utf-8", "surrogateescape")
-
-
 def as_text(name: str) -> str:
     """A name, or a sentence with one, as parquet can hold it: what is not UTF-8 as `\\xff`."""
-    return as_bytes(name).decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def list_photos(source: str) -> list[str]:

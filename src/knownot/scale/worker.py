@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -71,7 +72,9 @@ class PartScorer:
     def _part(self, part: int, photos: list[bytes]) -> list[dict[str, Any]]:
         import ray
 
-        names = [name.decode("utf-8", "surrogateescape") for name in photos]
+        names = list(
+            map(os.fsdecode, photos)
+        )  # as bytes they came through arrow, whatever they are
         if ray.get(self.attempts.begin.remote(part)) < _DEATHS:
             return self._rows(names)
         self.reader = Reader()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -110,12 +110,17 @@ def create_app(
     if host_names is not None:
         protected.append(Depends(name_check(host_names)))
         refusals[403] = "The service was reached under a name that is not its own."
-    _add_routes(app, service, protected, _problems(refusals), len(samples))
-    _add_page(app, samples, protected)
+    app.include_router(
+        _answers_and_facts(service, samples),
+        dependencies=protected,
+        responses=_problems(refusals),
+    )
+    _add_page(app)
+    _add_health(app, service)
     return app
 
 
-def _add_page(app: FastAPI, samples: Sequence[bytes], protected: list[Any]) -> None:
+def _add_page(app: FastAPI) -> None:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.head("/", include_in_schema=False)
@@ -123,23 +128,15 @@ def _add_page(app: FastAPI, samples: Sequence[bytes], protected: list[Any]) -> N
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    @app.get("/samples/{number}", include_in_schema=False, dependencies=protected)
-    async def sample(number: int) -> Response:
-        if not 0 <= number < len(samples):
-            raise RefusedError(404, "not_found", f"there are {len(samples)} samples, from 0")
-        return Response(samples[number], media_type="image/jpeg")
 
+def _answers_and_facts(service: Service, samples: Sequence[bytes]) -> APIRouter:
+    """What tells of photos or of the model."""
+    model, routes = service.model, APIRouter()
 
-def _add_routes(
-    app: FastAPI, service: Service, protected: list[Any], told: dict[int | str, Any], samples: int
-) -> None:
-    model = service.model
-
-    @app.post(
+    @routes.post(
         "/predict",
         response_model=Answers,
-        responses={**told, **_problems(_REFUSALS)},
-        dependencies=protected,
+        responses=_problems(_REFUSALS),
         openapi_extra={"requestBody": _BODY},
     )
     async def predict(
@@ -172,26 +169,30 @@ def _add_routes(
         answers = Answers(score=settings.score, alpha=settings.alpha, photos=photos)
         return Response(answers.model_dump_json(), media_type="application/json")
 
-    @app.get("/model", responses=told, dependencies=protected)
+    @routes.get("/model")
     async def describe() -> ModelInfo:
         """The model: classes, scores, threshold, calibration, versions, limits."""
         names = LimitsInfo.model_fields.keys() - {"formats"}
         limits = {name: getattr(service.limits, name) for name in names}
         return ModelInfo(
             **model.describe(),
-            samples=samples,
+            samples=len(samples),
             limits=LimitsInfo(**limits, formats=[f.lower() for f in FORMATS]),
         )
 
-    @app.get(
+    @routes.get("/samples/{number}", include_in_schema=False)
+    async def sample(number: int) -> Response:
+        if not 0 <= number < len(samples):
+            raise RefusedError(404, "not_found", f"there are {len(samples)} samples, from 0")
+        return Response(samples[number], media_type="image/jpeg")
+
+    @routes.get(
         "/thumbnails/{number}",
         response_class=Response,
         responses={
-            **told,
             **_problems({404: "There is no such thumbnail.", 422: "No number."}),
             200: {"content": {"image/jpeg": _BINARY}},
         },
-        dependencies=protected,
     )
     def thumbnail(number: int) -> Response:
         """A small copy of a training photo, as an answer's `nearest_photos` name it."""
@@ -200,6 +201,19 @@ def _add_routes(
             raise RefusedError(404, "not_found", "there is no such thumbnail")
         return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": _FOR_A_YEAR})
 
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return routes
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -213,16 +227,6 @@ def _add_routes(
         if service.load.full:
             raise RefusedError(503, "queue_full", "the queue is full", {"Retry-After": "1"})
         return Health(status="ready")
-
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={**told, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-        dependencies=protected,
-    )
-    async def metrics() -> Response:
-        """Counters for Prometheus."""
-        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def _problems(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:

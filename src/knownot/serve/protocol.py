@@ -37,12 +37,12 @@ class ImpatientProtocol(HttpToolsProtocol):
     _patience: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _head = _body = 0
-    _refused = _within = False
+    _refused = _in_body = False
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
         self._lingering = LingeringTransport(
-            transport, lambda: self._refused or self._within, self.reading_seconds
+            transport, lambda: self._refused or self._in_body, self.reading_seconds
         )
         super().connection_made(self._lingering)  # type: ignore[arg-type]
         self._wait()
@@ -64,11 +64,11 @@ class ImpatientProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._head = self._body = 0
-        self._within = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Refuse a body behind an offer of another protocol: the parser takes it for the next request."""
+        self._in_body = True
         if self.parser.should_upgrade() and _has_body(self.headers):
             self.send_400_response(
                 "A body behind the header Upgrade is not read: send it without, as HTTP/1.1."
@@ -84,7 +84,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is whole."""
-        self._within = False
+        self._in_body = False
         if not self._refused:
             super().on_message_complete()
 
