@@ -31,6 +31,7 @@ ABOUT_PHOTOS = (
     "README.md",
 )
 RUN_BY = {
+    "tests/benchmark/test_networks.py": ("networks.md",),
     "tests/benchmark/test_own_scores.py": ("benchmark.md",),
     "tests/cli/test_detector_commands.py": ("detection.md",),
     "tests/scale/test_score.py": ("scaling.md",),

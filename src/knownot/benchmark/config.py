@@ -21,6 +21,7 @@ from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError
 
 _OWN_NAME = r"[a-z0-9][a-z0-9.-]*"  # of trainings and scores: they name files
+_NETWORK_NAME = r"\w[\w.-]*"
 # What parts of the known set, and means over sets, are called in results.
 _RESERVED = {"train", "val", "test", "known", "mean", "near", "far"}
 
@@ -73,6 +74,12 @@ class SmallImageTraining(_Strict):
         return self
 
 
+class FinishedNetworks(_Strict):
+    """No training: outputs of networks of one's own, in files (`network_outputs`)."""
+
+    recipe: Literal["networks"] = "networks"
+
+
 class OwnTraining(_Strict):
     """A training that the file itself describes, such as an ablation.
 
@@ -80,7 +87,7 @@ class OwnTraining(_Strict):
     """
 
     about: str = Field(description="what it is, in a few words")
-    settings: dict[str, Any]
+    settings: dict[str, Any] = {}
     scores: list[str]
 
 
@@ -89,8 +96,13 @@ class BenchmarkConfig(_Strict):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     about: str
-    known: str = Field(description="labelled photo folder below the data folder, or a set's name")
-    training: Annotated[PhotoTraining | SmallImageTraining, Field(discriminator="recipe")]
+    known: str = Field(
+        "",
+        description="labelled photo folder below the data folder, or a set's name; of finished networks none",
+    )
+    training: Annotated[
+        PhotoTraining | SmallImageTraining | FinishedNetworks, Field(discriminator="recipe")
+    ]
     methods: dict[str, list[str] | OwnTraining] = Field(
         min_length=1,
         description="scores, or groups of them, by training; or a training of one's own",
@@ -114,9 +126,17 @@ class BenchmarkConfig(_Strict):
             if name in {**SCORES, **GROUPS} or not re.fullmatch(_OWN_NAME, name):
                 raise ValueError(_no_own_name("own_scores", name, "score", {**SCORES, **GROUPS}))
             split_name(where)
+        if bool(self.known) == self.finished:
+            raise ValueError(
+                "known: expected none for finished networks"
+                if self.finished
+                else "known: is missing"
+            )
         known_scores = {**SCORES, **GROUPS, **self.own_scores}
         for training, method in self.methods.items():
-            if not isinstance(method, OwnTraining):
+            if self.finished:
+                self._check_network(training)
+            elif not isinstance(method, OwnTraining):
                 _known("methods", training, TRAININGS)
             elif training in TRAININGS or not re.fullmatch(_OWN_NAME, training):
                 raise ValueError(_no_own_name("methods", training, "training", TRAININGS))
@@ -143,6 +163,22 @@ class BenchmarkConfig(_Strict):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
         return self
+
+    def _check_network(self, name: str) -> None:
+        method = self.methods[name]
+        if isinstance(method, OwnTraining) and method.settings:
+            raise ValueError(f"methods.{name}: settings: a finished network is not trained")
+        if not re.fullmatch(_NETWORK_NAME, name):
+            raise ValueError(
+                f"methods: {name!r} cannot name a network; expected letters, digits, -, _ and ."
+            )
+        if sum(other.lower() == name.lower() for other in self.methods) > 1:
+            raise ValueError(f"methods: {name!r} differs from another network by capitals alone")
+
+    @property
+    def finished(self) -> bool:
+        """Whether networks that were trained elsewhere are measured."""
+        return isinstance(self.training, FinishedNetworks)
 
     @property
     def sets(self) -> list[str]:
@@ -171,7 +207,7 @@ class BenchmarkConfig(_Strict):
         own = self.methods.get(name)
         if isinstance(own, OwnTraining):
             return Training(own.about, own.settings)
-        return TRAININGS[name]
+        return Training(name) if self.finished else TRAININGS[name]
 
     def fingerprint(self, training: str) -> str:
         """Eight digits that differ for models trained with other settings."""
@@ -222,8 +258,19 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
     Raises:
         ConfigError: If there is no such file, or it is wrong; names the key.
     """
-    values = _read(name_or_file)
-    values |= {key: value for key, value in (changes or {}).items() if value is not None}
+    return make_config(_read(name_or_file), name_or_file, changes)
+
+
+def make_config(
+    values: Mapping[str, Any], origin: str, changes: Mapping[str, Any] | None = None
+) -> BenchmarkConfig:
+    """Settings of these values; `changes` replace them where they are not None.
+
+    Raises:
+        ConfigError: If they are wrong; names the key and where they are from.
+    """
+    given = {key: value for key, value in (changes or {}).items() if value is not None}
+    values = {**values, **given}
     try:
         return BenchmarkConfig(**values)
     except ValidationError as error:
@@ -232,7 +279,7 @@ def load_config(name_or_file: str, changes: dict[str, Any] | None = None) -> Ben
             place = ".".join(map(str, problem["loc"]))  # none where settings do not fit together
             text = problem["msg"].removeprefix("Value error, ")
             problems.append(f"{place}: {text}" if place else text)
-        raise ConfigError(f"{name_or_file}: {'; '.join(problems)}") from None
+        raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
 
 
 def _read(name_or_file: str) -> dict[str, Any]:

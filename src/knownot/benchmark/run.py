@@ -14,6 +14,7 @@ from torch import Tensor
 from knownot.benchmark.arrays import Arrays, Fitted
 from knownot.benchmark.config import PhotoTraining
 from knownot.benchmark.image_sets import photo_folder
+from knownot.benchmark.network_recipe import NetworkRecipe, output_digests
 from knownot.benchmark.photo_recipe import PhotoRecipe
 from knownot.benchmark.protocols import get_protocol
 from knownot.benchmark.recipe import Recipe
@@ -94,7 +95,8 @@ def _by_method(failed: Failures, seeds: list[int]) -> dict[str, str]:
 def _rows_of_before(place: Workplace) -> list[Row]:
     """The numbers that an earlier run left and that are of the same images."""
     data, settings = place.output / DATA, place.output / SETTINGS
-    here, digests = str(place.data.resolve()), _photo_digests(place)
+    here = str(place.data.resolve())
+    digests = output_digests(place) if place.config.finished else _photo_digests(place)
     # Names of folders may be no text.
     text = data.read_text("utf-8", "surrogateescape") if data.is_file() else here
     before, *lines = text.splitlines()
@@ -107,8 +109,9 @@ def _rows_of_before(place: Workplace) -> list[Row]:
     for name, digest in digests.items():
         if digests_before.setdefault(name, digest) != digest:
             raise ConfigError(
-                f"{name}: the photos have changed since {place.output} was begun, and new numbers "
-                "would stand beside those of other photos; choose another folder with -o"
+                f"{name}: {'has' if place.config.finished else 'the photos have'} changed since "
+                f"{place.output} was begun, and new numbers would stand beside older ones; choose another "
+                "folder with -o"
             )
     rows = read_rows(place.output / RESULTS)
     if settings.is_file():
@@ -140,6 +143,8 @@ def _photo_digests(place: Workplace) -> dict[str, str]:
 
 def make_recipe(place: Workplace) -> Recipe:
     """Models and images of the benchmark that `place` describes."""
+    if place.config.finished:
+        return NetworkRecipe(place)
     photos = isinstance(place.config.training, PhotoTraining)
     return PhotoRecipe(place) if photos else SmallImageRecipe(place)
 

@@ -19,20 +19,27 @@ if TYPE_CHECKING:
 
 def benchmark(
     config: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="cats_dogs, cats_dogs_finetuned, cifar10_frozen, cifar10_frozen_short, "
             "cifar10_finetuned, cifar10_small, cifar10_wrn40, cifar10_wrn40_photos, "
             "ablations_cats_dogs, ablations_cifar10_frozen, ablations_cifar10_small, or a YAML "
-            "file of your own."
+            "file of your own. (default: cats_dogs)"
         ),
-    ] = "cats_dogs",
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with the image sets. (default: the variable KNOWNOT_DATA)"),
     ] = None,
+    networks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Networks of your own in place of --config and --data: the folder of their outputs."
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="(default: benchmark-<config>)")
+        Path | None,
+        typer.Option("--output", "-o", help="(default: benchmark-<config, or folder of networks>)"),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="paper: ID is the positive class. openood: OOD is.")
@@ -50,21 +57,20 @@ def benchmark(
 
     [bold]knownot benchmark --config ablations_cats_dogs --data data/[/]   one setting changed at a time
 
+    [bold]knownot benchmark --networks networks/[/]   yours, trained with whatever
+
     Writes results.csv, summary.csv, report.md and report.html. The same command goes on where the
     last one was interrupted; what is in the results is not measured again.
     """
-    from knownot.benchmark.config import load_config
     from knownot.benchmark.run import run_benchmark
     from knownot.benchmark.workplace import Workplace
 
-    settings = load_config(config, {"seeds": _seeds(seeds)})
+    settings, folder = _settings(config, data, networks, {"seeds": _seeds(seeds)})
     place = output or Path(f"benchmark-{settings.name}")
     try:
         with photo_progress(json_output) as begin:
             reporter = _Printer(begin, json_output)
-            result = run_benchmark(
-                Workplace(settings, _data(data), place, None, reporter), protocol
-            )
+            result = run_benchmark(Workplace(settings, folder, place, None, reporter), protocol)
     except KeyboardInterrupt:
         stderr().print("\n[yellow]interrupted.[/] The same command goes on from here.")
         raise typer.Exit(130) from None
@@ -76,6 +82,25 @@ def benchmark(
         return
     _print(settings, protocol, result)
     stderr().print(f"report: {result.report}", soft_wrap=True, markup=False)
+
+
+def _settings(
+    config: str | None, data: Path | None, networks: Path | None, changes: dict[str, Any]
+) -> tuple[BenchmarkConfig, Path]:
+    """What is compared, and the folder that it is in."""
+    from knownot.benchmark.config import load_config, make_config
+    from knownot.benchmark.network_recipe import networks_config
+
+    if networks is None:
+        return load_config(config or "cats_dogs", changes), _data(data)
+    if config is not None or data is not None:
+        raise ConfigError(
+            "networks: stands in place of --config and --data; for settings of your own give a file "
+            "with `training: {recipe: networks}` by --config, and the folder by --data"
+        )
+    if not networks.is_dir():
+        raise ConfigError(f"networks: {networks} is no folder")
+    return make_config(networks_config(networks), str(networks), changes), networks
 
 
 def _data(given: Path | None) -> Path:

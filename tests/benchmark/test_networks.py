@@ -1,0 +1,389 @@
+"""Networks of one's own by their outputs in files: the same numbers, and what is wrong is named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from knownot.benchmark.config import BenchmarkConfig, load_config, make_config
+from knownot.benchmark.network_outputs import read_head, read_outputs, save_outputs
+from knownot.benchmark.network_recipe import NetworkRecipe, networks_config
+from knownot.benchmark.results import Row, read_rows
+from knownot.benchmark.run import BenchmarkResult, run_benchmark
+from knownot.benchmark.workplace import Workplace
+from knownot.cli.main import app
+from knownot.core import metrics
+from knownot.data.altered import ALTERATIONS
+from knownot.errors import ConfigError, DataError
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, pixels, tiny_backbone
+from tests.pages import DOCS, blocks, run_page
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+Sets = dict[str, list]
+
+
+def normalised(photos: Tensor) -> Tensor:
+    return (photos.float() / 255 - MEAN[0]) / STD[0]
+
+
+def colours(count: int, start: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of red and green images with their labels."""
+    parts = [pixels(count, c, start + 1000 * k) for k, c in enumerate(COLOURS.values())]
+    labels = torch.arange(2).repeat_interleave(count)
+    order = torch.randperm(2 * count, generator=torch.Generator().manual_seed(start))
+    images = normalised(torch.cat(parts))
+    return [(images[some], labels[some]) for some in order.split(16)]
+
+
+def trained(seed: int) -> nn.Module:
+    network = nn.Sequential(tiny_backbone(seed), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(10):
+        for images, labels in colours(30, 0):
+            loss = nn.functional.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def sets() -> Sets:
+    blue, grey = (normalised(pixels(12, c, 0)) for c in (UNKNOWN_COLOUR, (120, 120, 120)))
+    return {
+        "train": colours(30, 0),
+        "val": colours(30, 100),
+        "test": colours(20, 200),
+        "near/grey": [(grey, torch.full((12,), 7))],  # labels of an OOD set mean nothing
+        "far/blue": [blue[:8], blue[8:]],
+    }
+
+
+@pytest.fixture(scope="module")
+def networks(sets: Sets, tmp_path_factory: pytest.TempPathFactory) -> dict[int, nn.Module]:
+    return {seed: trained(seed) for seed in (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def saved(sets: Sets, networks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "networks"
+    for seed, network in networks.items():
+        save_outputs(folder / "Tiny_1" / str(seed), network, sets, MEAN, STD)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "networks"))
+
+
+def compared(folder: Path, output: Path, **changes) -> tuple[BenchmarkResult, list[Row]]:
+    config = make_config(networks_config(folder), str(folder), {"replicates": 20} | changes)
+    result = run_benchmark(Workplace(config, folder, output))
+    return result, read_rows(output / "results.csv")
+
+
+def numbers(rows: list[Row]) -> dict[tuple, float]:
+    return {(r.training, r.score, r.seed, r.set, r.metric): r.value for r in rows}
+
+
+@torch.no_grad()
+def test_the_numbers_are_those_of_the_network_itself(
+    saved: Path, sets: Sets, networks, tmp_path: Path
+) -> None:
+    result, rows = compared(saved, tmp_path)
+    assert not result.failed
+    found = numbers(rows)
+    for seed, network in networks.items():
+        logits = torch.cat([network(images) for images, _ in sets["test"]])
+        labels = torch.cat([labels for _, labels in sets["test"]])
+        accuracy = (logits.argmax(1) == labels).double().mean()
+        assert found["Tiny_1", "", seed, "known", "accuracy"] == pytest.approx(float(accuracy))
+        for name, images in (
+            ("blue", torch.cat(sets["far/blue"])),
+            ("grey", sets["near/grey"][0][0]),
+        ):
+            known, unknown = (-rows.logsumexp(1) for rows in (logits, network(images)))
+            area = pytest.approx(
+                metrics.auroc(known, unknown), abs=0.02
+            )  # of a tenth of the images
+            assert found["Tiny_1", "energy", seed, name, "auroc"] == area
+            assert found["Tiny_1", "Energy", seed, name, "auroc"] == area
+            assert found["Tiny_1", "combined", seed, name, "auroc"] > 0.9
+    assert {r.group for r in rows if r.set == "grey"} == {"near"}
+    assert "| Tiny_1 | combined (ours) |" in (tmp_path / "report.md").read_text()
+
+
+def test_features_are_what_the_last_layer_reads(saved: Path, networks, sets: Sets) -> None:
+    folder, network = saved / "Tiny_1" / "0", networks[0]
+    head = read_head(folder)
+    assert torch.equal(head.weight, network[1].weight)
+    found = read_outputs(folder, "test", head)
+    with torch.no_grad():
+        images = torch.cat([images for images, _ in sets["test"]])
+        assert torch.allclose(found["features"], network[0](images), atol=1e-5)
+        assert torch.allclose(found["logits"], network(images), atol=1e-5)
+    assert torch.equal(found["labels"], torch.cat([labels for _, labels in sets["test"]]))
+    assert set(load_file(folder / "near" / "grey.safetensors")) == {"logits", "features"}
+
+
+def test_altered_validation_images_choose_the_parts_of_the_default(folder: Path) -> None:
+    config = make_config(networks_config(folder), str(folder))
+    recipe = NetworkRecipe(Workplace(config, folder, folder))
+    run, altered = ("Tiny_1", 0), folder / "Tiny_1" / "0" / "altered"
+    model = recipe.model(*run)
+    assert [len(rows) for rows in recipe.altered(model, run)] == [60] * len(ALTERATIONS)
+    # What the last layer does not see: energy calls them known, distances do not.
+    unseen = torch.linalg.svd(model.head.weight.detach()).Vh[-1]
+    for i, file in enumerate(sorted(altered.iterdir())):
+        val = load_file(altered.parent / "val.safetensors")
+        save_file({**val, "features": val["features"] + (0.017 + 0.001 * i) * unseen}, file)
+    chosen = recipe.model(*run).combined
+    assert chosen is not None
+    assert "vos" not in chosen.parts
+    shutil.rmtree(altered)
+    given_none = recipe.model(*run).combined
+    assert given_none is not None
+    assert given_none.parts == ["vos", "mahalanobis", "knn"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_files_of_numpy_give_the_same(folder: Path, tmp_path: Path, dtype: str) -> None:
+    scores = {"scores": ["energy", "knn", "combined"], "about": "tiny"}
+    expected = numbers(compared(folder, tmp_path / "a", methods={"Tiny_1": scores})[1])
+    for path in sorted(folder.rglob("*.safetensors")):
+        arrays = {k: v.numpy() for k, v in load_file(path).items()}
+        arrays = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+        np.savez(path.with_suffix(".npz"), **arrays)
+        path.unlink()
+    found = numbers(compared(folder, tmp_path / "b", methods={"Tiny_1": scores})[1])
+    assert found == pytest.approx(expected, abs=0.05 if dtype == "float16" else 1e-6)
+
+
+def test_a_second_run_measures_nothing_and_changed_outputs_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    few = {"methods": {"Tiny_1": ["energy"]}, "seeds": [0]}
+    compared(folder, tmp_path / "out", **few)
+    kept = next((tmp_path / "out" / "scores").rglob("*.st"))
+    before = kept.stat().st_mtime_ns
+    compared(folder, tmp_path / "out", **few)
+    assert kept.stat().st_mtime_ns == before
+    file = folder / "Tiny_1" / "0" / "far" / "blue.safetensors"
+    save_file({k: v.flip(0) for k, v in load_file(file).items()}, file)  # as long as it was
+    with pytest.raises(ConfigError, match="Tiny_1/0/far/blue: has changed since"):
+        compared(folder, tmp_path / "out", **few)
+    shutil.rmtree(folder / "Tiny_1" / "0" / "altered")
+    file.unlink()
+    with pytest.raises(DataError, match="Tiny_1/0/far/blue: there is no such file"):
+        compared(folder, tmp_path / "out", **few)
+
+
+def test_altered_images_that_come_later_are_noticed(folder: Path, tmp_path: Path) -> None:
+    few = {"methods": {"Tiny_1": ["combined"]}, "seeds": [0]}
+    altered = folder / "Tiny_1" / "0" / "altered"
+    altered.rename(tmp_path / "altered")
+    compared(folder, tmp_path / "out", **few)
+    (tmp_path / "altered").rename(altered)
+    with pytest.raises(ConfigError, match="Tiny_1/0/altered: has changed since"):
+        compared(folder, tmp_path / "out", **few)
+
+
+def test_saving_goes_on_where_it_was_interrupted(
+    sets: Sets, networks, saved: Path, tmp_path: Path
+) -> None:
+    class Interrupted(list):
+        def __iter__(self):
+            yield self[0]
+            raise KeyboardInterrupt
+
+    first = {**sets, "test": Interrupted(sets["test"])}
+    with pytest.raises(KeyboardInterrupt):
+        save_outputs(tmp_path, networks[0], first, MEAN, STD)
+    written = (tmp_path / "val.safetensors").stat().st_mtime_ns
+    assert not list(tmp_path.glob("test*"))
+    save_outputs(tmp_path, networks[0], sets, MEAN, STD)
+    assert (tmp_path / "val.safetensors").stat().st_mtime_ns == written
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    whole = saved / "Tiny_1" / "0"
+    assert files == {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()}
+    for file in files:
+        for name, values in load_file(tmp_path / file).items():
+            assert torch.equal(values, load_file(whole / file)[name]), (file, name)
+
+
+def test_what_cannot_be_saved_is_named(sets: Sets, networks, tmp_path: Path) -> None:
+    save_outputs(tmp_path / "a", networks[0], {"test": sets["test"]})
+    with pytest.raises(DataError, match=r"head\.safetensors: is of another network"):
+        save_outputs(tmp_path / "a", networks[1], {"val": sets["val"]})
+    with pytest.raises(ConfigError, match=r"expected train, val, test, near/NAME.*got blue"):
+        save_outputs(tmp_path / "b", networks[0], {"blue": sets["far/blue"]})
+    with pytest.raises(ConfigError, match=r"near/.* can be read once only"):
+        save_outputs(tmp_path / "b", networks[0], {"near/x": iter(sets["far/blue"])})
+    with pytest.raises(DataError, match="test: expected batches of images and labels"):
+        save_outputs(tmp_path / "b", networks[0], {"test": sets["far/blue"]})
+    with pytest.raises(DataError, match="got none"):
+        save_outputs(tmp_path / "b", networks[0], {"far/none": []})
+    with pytest.raises(DataError, match="far/none: expected batches of images, got none"):
+        save_outputs(tmp_path / "b", networks[0], {"val": sets["val"], "far/none": []})
+    with pytest.raises(ConfigError, match="got dict"):
+        save_outputs(tmp_path / "b", networks[0], {"test": [{"image": sets["far/blue"][0]}]})
+    with pytest.raises(ConfigError, match="not the output of a plain linear layer"):
+        save_outputs(tmp_path / "c", nn.Sequential(networks[0], nn.Softmax(1)), sets)
+    assert not (tmp_path / "c").exists()
+
+
+def changed(**arrays: Callable[[Tensor], Tensor] | None) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        found = load_file(file)
+        for name, of_array in arrays.items():
+            values = found.pop(name)
+            if of_array is not None:
+                found[name] = of_array(values).contiguous()
+        save_file(found, file)
+
+    return change
+
+
+def with_nan(rows: Tensor) -> Tensor:
+    rows = rows.clone()
+    rows[[2, 5], 1] = torch.nan
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "test",
+            changed(features=lambda x: x[:, :5]),
+            r"an array features \(N, 8\), got \(40, 5\)",
+        ),
+        ("test", changed(features=None), r"an array features \(N, 8\), got none"),
+        ("far/blue", changed(logits=lambda x: x[:3]), "logits of 3 images, features of 12"),
+        ("far/blue", changed(logits=lambda x: x[:0]), r"logits \(N, 2\), got \(0, 2\)"),
+        ("near/grey", changed(features=with_nan), "features of 2 images are not finite"),
+        ("val", changed(features=lambda x: x.relu() + 1), "not what the last layer makes"),
+        ("val", changed(logits=lambda x: x.softmax(1)), "logits before softmax"),
+        ("train", changed(labels=lambda x: x + 1), "classes from 0 to 1, got 1 to 2"),
+        ("train", changed(labels=lambda x: x.float()), r"labels \(60,\) of whole numbers"),
+        ("train", changed(labels=None), r"labels \(60,\) of whole numbers"),
+        ("head", changed(weight=lambda x: x[0]), r"weight \(K, D\)"),
+        ("head", changed(bias=lambda x: x[:1]), r"expected bias \(2,\), got \(1,\)"),
+        ("altered/jigsaw", lambda file: file.write_bytes(b"no tensors"), "cannot be read"),
+        ("test", lambda file: np.savez(file.with_suffix(".npz"), x=1), "which of the two counts"),
+        ("test", lambda file: file.unlink(), r"test: there is no such file, \.safetensors or"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_its_name(
+    folder: Path, tmp_path: Path, name: str, change: Callable[[Path], None], message: str
+) -> None:
+    change(folder / "Tiny_1" / "1" / f"{name}.safetensors")
+    with pytest.raises(DataError, match=message) as caught:
+        compared(folder, tmp_path / "out", methods={"Tiny_1": ["combined"]})
+    assert str(folder / "Tiny_1" / "1" / name) in str(caught.value)
+
+
+def test_a_bias_may_be_missing_and_pickles_are_never_read(folder: Path, tmp_path: Path) -> None:
+    file = folder / "Tiny_1" / "0" / "head.safetensors"
+    changed(bias=None)(file)
+    assert not read_head(file.parent).bias.any()
+    file.unlink()
+    np.savez(file.with_suffix(".npz"), weight=np.array([[1.0], None], dtype=object))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_head(file.parent)
+
+
+def test_folders_that_hold_no_networks(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no NETWORK/SEED/train\.safetensors"):
+        networks_config(saved / "Tiny_1" / "0")
+    with pytest.raises(DataError, match="NETWORK/SEED"):
+        networks_config(tmp_path)
+    without = shutil.copytree(saved, tmp_path / "a", ignore=shutil.ignore_patterns("near", "far"))
+    with pytest.raises(DataError, match="holds no OOD set"):
+        networks_config(Path(without))
+    (tmp_path / "a" / "other" / "5").mkdir(parents=True)
+    shutil.copytree(saved, tmp_path / "a", dirs_exist_ok=True)
+    with pytest.raises(DataError, match="Tiny_1/5/head: there is no such file"):
+        compared(tmp_path / "a", tmp_path / "out")
+
+
+def test_the_command_takes_the_folder_alone(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ["benchmark", "--networks", str(folder), "-o", str(output), "--seeds", "1"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "combined (ours)" in done.output
+    assert {row.seed for row in read_rows(output / "results.csv")} == {1}
+    for wrong, message in (
+        (["--networks", str(folder), "--data", str(folder)], "in place of --config and --data"),
+        (["--networks", str(tmp_path / "none")], "is no folder"),
+    ):
+        done = CliRunner().invoke(app, ["benchmark", *wrong])
+        assert isinstance(done.exception, ConfigError)
+        assert message in str(done.exception)
+
+
+def settings(**changes) -> dict:
+    values = {"name": "mine", "about": "Mine", "training": {"recipe": "networks"}}
+    values |= {"methods": {"Tiny_1": ["energy"]}, "near": ["grey"], "far": ["blue"]}
+    return values | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"known": "cats"}, "known: expected none"),
+        ({"methods": {"a b": ["energy"]}}, "'a b' cannot name a network"),
+        ({"methods": {"../x": ["energy"]}}, "cannot name a network"),
+        ({"methods": {"net": ["energy"], "Net": ["energy"]}}, "by capitals alone"),
+        ({"methods": {"net": ["enrgy"]}}, "did you mean energy"),
+        (
+            {"methods": {"net": {"about": "n", "settings": {"epochs": 3}, "scores": ["energy"]}}},
+            "a finished network is not trained",
+        ),
+        ({"training": {"recipe": "photos"}}, "known: is missing"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(settings(**changes), "mine.yaml")
+
+
+def test_a_name_of_the_packages_trainings_is_a_network_of_that_name() -> None:
+    config = make_config(settings(methods={"vos": ["energy"]}), "mine.yaml")
+    assert config.training_of("vos").about == "vos"
+    assert not config.training_of("vos").settings
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, count, start in (("train", 20, 0), ("val", 20, 100), ("test", 20, 200)):
+        colour_folder(tmp_path / "photos" / split, count, start)
+    for name, colour in (("other_animals", (120, 120, 120)), ("textures", UNKNOWN_COLOUR)):
+        (tmp_path / name / "any").mkdir(parents=True)
+        for i in range(6):
+            noisy(colour, i).save(tmp_path / name / "any" / f"{i}.png")
+    run_page("networks.md", network=trained(0))
+    assert (tmp_path / "networks/resnet50/0/altered/inverted.safetensors").is_file()
+    (page,) = blocks(DOCS / "networks.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(page)
+    config = load_config("mine.yaml")
+    assert isinstance(config, BenchmarkConfig)
+    assert config.finished
+    values = yaml.safe_load(page)
+    del values["methods"]["resnet50-mixup"]
+    values |= {"far": ["textures"], "apart": [], "seeds": [0]}
+    config = make_config(values, "mine.yaml")
+    result = run_benchmark(Workplace(config, Path("networks"), Path("out")))
+    assert result.summary.line("resnet50", "combined", "textures", "auroc") is not None
+    assert "resnet50, ODIN" in result.failed
