@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from knownot.benchmark import scores
 from knownot.benchmark.arrays import Arrays, Fitted, from_scored_features
 from knownot.benchmark.scores import LEFT_OUT, OURS, POSTHOC, SCORES, NotAvailableError
 from knownot.core import metrics
@@ -119,3 +120,16 @@ def test_odin_says_what_it_lacks(fitted: Fitted, known_arrays: Arrays) -> None:
     )
     with pytest.raises(NotAvailableError, match="gradient with respect to the pixels"):
         SCORES["ODIN"](fitted)(without)
+
+
+@pytest.mark.parametrize("name", ["Mahalanobis", "Relative Mahalanobis"])
+def test_distances_of_many_classes_are_the_librarys(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of ImageNet's size the library's own way, class by class, takes days."""
+    model = plain_model()
+    fitted = Fitted(model, colours(model, 0), colours(model, 10_000))
+    test = colours(model, 20_000)
+    expected = POSTHOC[name](fitted)(test)
+    monkeypatch.setattr(scores, "_LARGE", 0)
+    assert torch.allclose(POSTHOC[name](fitted)(test), expected, rtol=1e-3, atol=1e-4)

@@ -35,6 +35,20 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean() -> None:
     assert np.allclose(ours.numpy(), expected)
 
 
+def test_mahalanobis_of_many_classes_keeps_its_digits_near_a_mean() -> None:
+    random = torch.Generator().manual_seed(0)
+    means = torch.randn(300, 64, generator=random)
+    rows = torch.cat([
+        10 * torch.randn(500, 64, generator=random),
+        means[:100] + 1e-3 * torch.randn(100, 64, generator=random),  # where products would cancel
+    ])  # fmt: skip
+    expected = torch.cdist(
+        rows.double(), means.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    ours = mahalanobis(rows, means, torch.eye(64))
+    assert torch.allclose(ours.double(), expected.amin(1).square(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("k", [1, 5, 30, 99])
 def test_knn_is_the_cosine_distance_to_the_kth_neighbour(k: int) -> None:
     bank = F.normalize(torch.randn(30, 6), dim=1)

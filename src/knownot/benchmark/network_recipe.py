@@ -28,8 +28,8 @@ from knownot.models.classifier import UnknownAwareClassifier
 from knownot.models.unknown_aware import VosSettings
 
 # All that outputs are enough for. The score that VOS trains is energy here.
-_SCORES = [*(name for name in POSTHOC if name != "ODIN")]
-_SCORES += ["energy", "msp", "mahalanobis", "knn", "combined"]
+_SCORES = ["energy", "msp", "mahalanobis", "knn", "combined"]
+_SCORES += [name for name in POSTHOC if name != "ODIN"]
 
 
 class NetworkRecipe:

@@ -21,6 +21,7 @@ Score = Callable[[Fitted], Scorer]
 Part = Literal["train", "val"]
 
 _CHUNK = 1000  # rows scored together: some detectors compare each with all training rows
+_LARGE = 10**8  # numbers, or products of a row
 
 
 class NotAvailableError(Exception):
@@ -89,11 +90,49 @@ def _vim_width(head: nn.Linear) -> int:
     return 1000 if width >= 1500 else 512 if width >= 768 else width // 2
 
 
+def _distances(name: str, factor: float) -> Score:
+    """Mahalanobis distances; of each class the detector takes `factor` times the squared one."""
+
+    def fit(fitted: Fitted) -> Scorer:
+        detector = getattr(_detectors(), name)(None)
+        detector.fit_features(fitted.train.features, fitted.train.labels)
+        classes, width = detector.mu.shape
+        if (
+            classes * width**2 > _LARGE
+        ):  # it takes a product of (N, D) and (D, D) for each class: days
+            detector._calc_gaussian_scores = lambda rows: (
+                factor * squared_distances(rows, detector.mu, detector.precision)
+            )
+        return lambda arrays: _in_chunks(detector.predict_features, arrays.features)
+
+    return fit
+
+
+def squared_distances(rows: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """`(x - mu_k)^T P (x - mu_k)` (N, K) of rows (N, D), means (K, D), a precision P (D, D)."""
+    origin, exact = means.double().mean(0), precision.double()
+    from_origin, to_means = rows.double() - origin, means.double() - origin
+    of_rows = (from_origin @ exact * from_origin).sum(1, keepdim=True)
+    by_precision = to_means @ (exact + exact.T)  # an inverse of float32 is not quite symmetric
+    of_means = (to_means @ exact * to_means).sum(1)
+    return (of_rows + of_means - from_origin @ by_precision.T).to(rows.dtype)
+
+
+def _gmm(fitted: Fitted) -> Scorer:
+    classes, width = fitted.model.head.weight.shape
+    if classes * width**2 > 10 * _LARGE:
+        size = 4e-9 * classes * width**2
+        raise NotAvailableError(f"needs a covariance of each class, {size:.0f} GB")
+    return _on_features(lambda d, head: d.GMM(None))(fitted)
+
+
 def _grad_norm(fitted: Fitted) -> Scorer:
     # The paper takes the last layer alone, so the features are all that its gradient needs.
-    detector = _detectors().GradNorm(fitted.model.head)
+    head = fitted.model.head
+    detector = _detectors().GradNorm(head)
+    rows = max(1, min(_CHUNK, _LARGE // head.weight.numel()))  # a gradient each
     return lambda arrays: torch.cat(
-        [detector.predict(chunk).detach() for chunk in _split(arrays.features)]
+        [detector.predict(chunk).detach() for chunk in _split(arrays.features, rows)]
     )
 
 
@@ -143,10 +182,10 @@ POSTHOC: dict[str, Score] = {
     "KL-matching": _on_logits("KLMatching", fit_on="val"),
     "Temperature": _on_logits("TemperatureScaling", fit_on="val"),
     "OpenMax": _on_logits("OpenMax"),
-    "Mahalanobis": _on_features(lambda d, head: d.Mahalanobis(None)),
-    "Relative Mahalanobis": _on_features(lambda d, head: d.RMD(None)),
+    "Mahalanobis": _distances("Mahalanobis", factor=-0.5),
+    "Relative Mahalanobis": _distances("RMD", factor=1.0),
     "kNN": _on_features(lambda d, head: d.KNN(None)),
-    "GMM": _on_features(lambda d, head: d.GMM(None)),
+    "GMM": _gmm,
     "ViM": _on_features(lambda d, head: d.ViM(None, _vim_width(head), head.weight, head.bias)),
     "DICE": _on_features(lambda d, head: d.DICE(None, head.weight, head.bias, p=0.9)),
     "SHE": _on_features(lambda d, head: d.SHE(None, head)),

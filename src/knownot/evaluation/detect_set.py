@@ -41,7 +41,7 @@ def detect_photos(
         except DataError as error:
             skipped[path] = str(error)
         else:
-            (found,) = model([pixels.to(model.device)], proposals)
+            (found,) = model([pixels.to(model.device)], proposals, every_score=True)
             yield index, {name: values.cpu() for name, values in found.items()}
         if progress:
             progress(1)

@@ -61,9 +61,10 @@ class DetectorGraph(nn.Module):
         certain = (found[2] >= box_threshold).nonzero().squeeze(1)
         boxes, labels, confidence, logits, features = (c.index_select(0, certain) for c in found)
         # With a row of zeros at the end: the formulas branch on whether there is any row.
-        by_name = self.model.row_scores(
-            *(torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) for rows in (logits, features))
+        padded_logits, padded_features = (
+            torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) for rows in (logits, features)
         )
+        by_name = self.model.row_scores(padded_logits, padded_features)
         scores = torch.stack([by_name[name] for name in self.names], dim=1)[:-1]
         ood_score = scores.index_select(1, score.view(1)).squeeze(1)
         p_value = self.table(ood_score, score, self.model.groups(boxes, labels), alpha)

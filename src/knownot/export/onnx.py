@@ -28,7 +28,6 @@ def onnx_writer(
             dynamo=True,
             input_names=metadata.inputs,
             output_names=metadata.outputs,
-            custom_translation_table={torch.ops.aten.cdist.default: _cdist},
             verbose=False,
         )
     assert onnx_program is not None
@@ -65,13 +64,3 @@ def _with_defaults(proto: Any, metadata: ExportMetadata) -> bytes:
     del proto.graph.value_info[:]
     proto.producer_name = "knownot"
     return bytes(proto.SerializeToString())
-
-
-def _cdist(a: Any, b: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
-    """`torch.cdist`, which ONNX has not; the model asks for no other p."""
-    from onnxscript import opset20
-
-    op: Any = opset20
-    before_last, before_that, last = (op.Constant(value_ints=[axis]) for axis in (-2, -3, -1))
-    difference = op.Sub(op.Unsqueeze(a, before_last), op.Unsqueeze(b, before_that))
-    return op.ReduceL2(difference, last, keepdims=0)

@@ -92,20 +92,23 @@ class UnknownAwareDetector(UnknownAwareModel):
         return losses
 
     @torch.no_grad()
-    def forward(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
+    def forward(
+        self, images: list[Tensor], proposals: bool = False, every_score: bool = False
+    ) -> list[Detections]:
         """Boxes of photos (3, H, W), uint8 or floats in [0, 1], of any sizes.
 
         Args:
             images: The photos. Of different sizes, a detector pads them to the largest, which moves
                 boxes and scores a little: `predict` and the calibration take them one by one.
             proposals: Whether to add the detector's `proposals` (P, 4) and `objectness` (P,).
+            every_score: Whether to compute every ood_score, not the default one alone.
 
         Returns:
             For each photo `boxes` (B, 4), corners in pixels; `labels` (B,); `scores` (B,) in
             [0, 1]; `logits` (B, C); `features` (B, D); `scored_features` (B, S), which the feature
-            scores read; every ood_score (B,) by name under "ood.<name>"; and once calibrated
-            `ood_score` (B,), `p_value` (B,), float64, and `is_unknown` (B,), bool, of the default
-            score at `alpha`.
+            scores read; and once calibrated `ood_score` (B,), `p_value` (B,), float64, and `is_unknown`
+            (B,), bool, of the default score at `alpha`. Ood_scores (B,) by name under "ood.<name>": the
+            default one and its parts, or every one; of a model that is not calibrated, every one.
         """
         if not images:
             return []
@@ -117,7 +120,8 @@ class UnknownAwareDetector(UnknownAwareModel):
             torch.cat([detections[name] for detections in found])
             for name in ("boxes", "labels", "logits", "scored_features")
         )
-        scores = self.row_scores(logits, features)
+        only = None if every_score or not self.calibrations else self.default_score
+        scores = self.row_scores(logits, features, only)
         columns = {f"ood.{name}": values for name, values in scores.items()}
         if self.calibrations:
             columns["ood_score"] = scores[self.default_score]
@@ -133,7 +137,7 @@ class UnknownAwareDetector(UnknownAwareModel):
         return found
 
     def p_values(self, detections: Detections, score: str, alpha: float | None = None) -> Tensor:
-        """p-values (B,), float64, of one score of one photo's boxes, to be compared with `alpha`."""
+        """p-values (B,), float64, of one photo's boxes by one of their scores, to be held against `alpha`."""
         groups = self.groups(detections["boxes"], detections["labels"])
         return self.row_p_values({score: detections[f"ood.{score}"]}, score, groups, alpha)
 
@@ -266,7 +270,7 @@ class UnknownAwareDetector(UnknownAwareModel):
             except DataError as error:
                 yield replace(DetectionPrediction.failed(str(error)), path=path)
                 continue
-            (found,) = self([pixels.to(self.device)], proposals)
+            (found,) = self([pixels.to(self.device)], proposals, every_score=True)
             boxes = self._answer(found, alpha, score, least)
             if proposals:
                 boxes += self._unclaimed_answer(found, alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -101,26 +101,37 @@ class UnknownAwareModel(HubMethods, nn.Module):
         """How many of the features that feature scores read, the last ones, are an earlier layer's."""
         return 0
 
-    def row_scores(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def row_scores(
+        self, logits: Tensor, features: Tensor, only: str | None = None
+    ) -> dict[str, Tensor]:
         """Every ood_score (N,) by name; larger means more out-of-distribution.
 
         Args:
             logits: Logits (N, C), a background column included where the model has one.
             features: What the feature scores read (N, S); used once these are fitted.
+            only: Name of a score: then it alone, and the parts that it combines.
         """
-        scores = self._single_scores(logits, features)
-        if self.combined is not None:
-            scores[COMBINED] = self.combined(scores)
+        combined = self.combined if only in (None, COMBINED) else None
+        parts = combined.parts if combined is not None else [only]
+        scores = self._single_scores(logits, features, None if only is None else parts)
+        if combined is not None:
+            scores[COMBINED] = combined(scores)
         return scores
 
-    def _single_scores(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def _single_scores(
+        self, logits: Tensor, features: Tensor, names: Sequence[str | None] | None = None
+    ) -> dict[str, Tensor]:
+        """The scores of these names, all if not given, that are no combination."""
+        of_logits: dict[str, Callable[[], Tensor]] = {
+            "energy": lambda: energy(self.vos.class_logits(logits)),
+            "vos": lambda: self.vos.ood_score(logits),
+            "msp": lambda: max_softmax(logits, self.vos.background_index),
+        }
         scores = {
-            "energy": energy(self.vos.class_logits(logits)),
-            "vos": self.vos.ood_score(logits),
-            "msp": max_softmax(logits, self.vos.background_index),
+            name: score() for name, score in of_logits.items() if names is None or name in names
         }
         if self.feature_scores is not None:
-            scores |= self.feature_scores(features)
+            scores |= self.feature_scores(features, names)
         return scores
 
     @torch.no_grad()
