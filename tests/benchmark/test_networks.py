@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from knownot.benchmark.config import BenchmarkConfig, load_config, make_config
-from knownot.benchmark.network_outputs import read_head, read_outputs, save_outputs
+from knownot.benchmark.network_files import read_head, read_outputs
+from knownot.benchmark.network_outputs import save_outputs
 from knownot.benchmark.network_recipe import NetworkRecipe, networks_config
 from knownot.benchmark.results import Row, read_rows
 from knownot.benchmark.run import BenchmarkResult, run_benchmark
-from knownot.benchmark.workplace import Workplace
+from knownot.benchmark.workplace import Silent, Workplace
 from knownot.cli.main import app
 from knownot.core import metrics
 from knownot.data.altered import ALTERATIONS
@@ -120,7 +121,7 @@ def test_the_numbers_are_those_of_the_network_itself(
             assert found["Tiny_1", "Energy", seed, name, "auroc"] == area
             assert found["Tiny_1", "combined", seed, name, "auroc"] > 0.9
     assert {r.group for r in rows if r.set == "grey"} == {"near"}
-    assert "| Tiny_1 | combined (ours) |" in (tmp_path / "report.md").read_text()
+    assert "| **Tiny_1** | **combined (ours)** |" in (tmp_path / "report.md").read_text()
 
 
 def test_features_are_what_the_last_layer_reads(saved: Path, networks, sets: Sets) -> None:
@@ -169,33 +170,77 @@ def test_files_of_numpy_give_the_same(folder: Path, tmp_path: Path, dtype: str) 
     assert found == pytest.approx(expected, abs=0.05 if dtype == "float16" else 1e-6)
 
 
-def test_a_second_run_measures_nothing_and_changed_outputs_are_refused(
+def test_a_second_run_measures_nothing_and_changed_outputs_are_measured_anew(
     folder: Path, tmp_path: Path
 ) -> None:
-    few = {"methods": {"Tiny_1": ["energy"]}, "seeds": [0]}
+    few = {"methods": {"Tiny_1": ["energy", "combined"]}}
+    shutil.rmtree(folder / "Tiny_1" / "1")
+    measured = []
+
+    def scores_of(output: Path) -> set[Path]:
+        measured.append(numbers(compared(folder, output, **few)[1]))
+        return set((tmp_path / "out" / "scores").glob("*/*"))
+
+    first = scores_of(tmp_path / "out")
+    written = {path: path.stat().st_mtime_ns for path in first}
+    assert scores_of(tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in first} == written
+    of_run = folder / "Tiny_1" / "0"
+    test, blue = (of_run / f"{name}.safetensors" for name in ("test", "far/blue"))
+    known = load_file(test)
+    del known["labels"]
+    save_file({k: v[:12].contiguous() for k, v in known.items()}, blue)  # as many as before
+    assert scores_of(tmp_path / "out") > first
+    fresh = numbers(compared(folder, tmp_path / "fresh", **few)[1])
+    assert {k: v for k, v in measured[-1].items() if v != measured[0].get(k)} != {}
+    summary = (tmp_path / "out" / "summary.csv").read_text()
+    assert summary == (tmp_path / "fresh" / "summary.csv").read_text()
+    assert fresh["Tiny_1", "energy", 0, "blue", "auroc"] < 0.8
+    # So are those that move to the other group, and altered images that come later.
+    blue.rename(of_run / "near" / "blue.safetensors")
+    shutil.rmtree(of_run / "altered")
+    (of_run / "far" / "grey.safetensors").write_bytes(
+        (of_run / "near/grey.safetensors").read_bytes()
+    )
+    (of_run / "near" / "grey.safetensors").unlink()
     compared(folder, tmp_path / "out", **few)
-    kept = next((tmp_path / "out" / "scores").rglob("*.st"))
+    compared(folder, tmp_path / "moved", **few)
+    summary = (tmp_path / "out" / "summary.csv").read_text()
+    assert summary == (tmp_path / "moved" / "summary.csv").read_text()
+
+
+def test_a_repaired_file_is_taken_and_what_was_measured_before_is_kept(
+    folder: Path, tmp_path: Path
+) -> None:
+    few = {"methods": {"Tiny_1": ["energy"]}}
+    file = folder / "Tiny_1" / "1" / "test.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.raises(DataError, match=r"1/test\.safetensors: cannot be read"):
+        compared(folder, tmp_path / "out", **few)
+    (kept,) = (tmp_path / "out" / "scores").glob("*seed0*/*")
     before = kept.stat().st_mtime_ns
-    compared(folder, tmp_path / "out", **few)
+    file.write_bytes(whole)
+    assert len(compared(folder, tmp_path / "out", **few)[1]) == 2 * (1 + 2 * 3)
     assert kept.stat().st_mtime_ns == before
-    file = folder / "Tiny_1" / "0" / "far" / "blue.safetensors"
-    save_file({k: v.flip(0) for k, v in load_file(file).items()}, file)  # as long as it was
-    with pytest.raises(ConfigError, match="Tiny_1/0/far/blue: has changed since"):
-        compared(folder, tmp_path / "out", **few)
-    shutil.rmtree(folder / "Tiny_1" / "0" / "altered")
-    file.unlink()
-    with pytest.raises(DataError, match="Tiny_1/0/far/blue: there is no such file"):
-        compared(folder, tmp_path / "out", **few)
 
 
-def test_altered_images_that_come_later_are_noticed(folder: Path, tmp_path: Path) -> None:
-    few = {"methods": {"Tiny_1": ["combined"]}, "seeds": [0]}
-    altered = folder / "Tiny_1" / "0" / "altered"
-    altered.rename(tmp_path / "altered")
-    compared(folder, tmp_path / "out", **few)
-    (tmp_path / "altered").rename(altered)
-    with pytest.raises(ConfigError, match="Tiny_1/0/altered: has changed since"):
-        compared(folder, tmp_path / "out", **few)
+def test_a_class_that_training_images_lack_is_told(folder: Path, tmp_path: Path) -> None:
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    file = folder / "Tiny_1" / "0" / "train.safetensors"
+    rows = load_file(file)
+    some = rows["labels"] == 1
+    save_file({name: values[some].contiguous() for name, values in rows.items()}, file)
+    config = make_config(networks_config(folder), "networks")
+    place = Workplace(config, folder, tmp_path, reporter=Heard())
+    NetworkRecipe(place).model("Tiny_1", 0)
+    assert said == [
+        "Tiny_1, seed 0: train holds no image of 1 classes (0, ...); some scores need each, others are worse"
+    ]
 
 
 def test_saving_goes_on_where_it_was_interrupted(
@@ -222,24 +267,52 @@ def test_saving_goes_on_where_it_was_interrupted(
 
 
 def test_what_cannot_be_saved_is_named(sets: Sets, networks, tmp_path: Path) -> None:
-    save_outputs(tmp_path / "a", networks[0], {"test": sets["test"]})
+    def saved(sets: Sets, *normalised, network: nn.Module = networks[0]) -> None:
+        save_outputs(tmp_path / "a", network, sets, *normalised)
+
+    blue, test = sets["far/blue"], sets["test"]
+    images, labels = test[0]
+    saved({"test": test})
     with pytest.raises(DataError, match=r"head\.safetensors: is of another network"):
-        save_outputs(tmp_path / "a", networks[1], {"val": sets["val"]})
+        saved({"val": sets["val"]}, network=networks[1])
+    another = nn.Sequential(tiny_backbone(5), networks[0][1])  # under the same last layer
+    with pytest.raises(DataError, match=r"head\.safetensors: is of another network"):
+        saved({"val": sets["val"]}, network=another)
     with pytest.raises(ConfigError, match=r"expected train, val, test, near/NAME.*got blue"):
-        save_outputs(tmp_path / "b", networks[0], {"blue": sets["far/blue"]})
+        saved({"blue": blue})
     with pytest.raises(ConfigError, match=r"near/.* can be read once only"):
-        save_outputs(tmp_path / "b", networks[0], {"near/x": iter(sets["far/blue"])})
-    with pytest.raises(DataError, match="test: expected batches of images and labels"):
-        save_outputs(tmp_path / "b", networks[0], {"test": sets["far/blue"]})
-    with pytest.raises(DataError, match="got none"):
-        save_outputs(tmp_path / "b", networks[0], {"far/none": []})
+        saved({"near/x": iter(blue)})
+    with pytest.raises(DataError, match="train: expected batches of images and labels"):
+        saved({"train": blue})
+    with pytest.raises(DataError, match="sets: expected batches of images, got none"):
+        saved({"far/none": []})
     with pytest.raises(DataError, match="far/none: expected batches of images, got none"):
-        save_outputs(tmp_path / "b", networks[0], {"val": sets["val"], "far/none": []})
-    with pytest.raises(ConfigError, match="got dict"):
-        save_outputs(tmp_path / "b", networks[0], {"test": [{"image": sets["far/blue"][0]}]})
+        saved({"near/some": blue, "far/none": []})
+    for batch, got in (({"image": images}, "got dict"), (images[0], r"got shape \(3, 32, 32\)")):
+        with pytest.raises(ConfigError, match=got):
+            saved({"val": [batch]})
+    for wrong in (labels + 1, labels.float(), labels[:3], nn.functional.one_hot(labels)):
+        with pytest.raises(DataError, match=r"val: .*labels"):
+            saved({"val": [(images, wrong)]})
+    with pytest.raises(DataError, match="far/nan: logits of 1 images are not finite"):
+        saved({"far/nan": [torch.cat([images[:2], images[:1] * torch.nan])]})
+    with pytest.raises(ConfigError, match=r"were not in \[0, 1\], but from"):
+        saved({"val": sets["val"]}, (120.0,) * 3, (60.0,) * 3)
+    for mean, std in ((MEAN, None), (None, STD), (MEAN, (0.0, 1.0, 1.0))):
+        with pytest.raises(ConfigError, match="mean, std: expected both, std above 0"):
+            saved({"val": sets["val"]}, mean, std)
     with pytest.raises(ConfigError, match="not the output of a plain linear layer"):
         save_outputs(tmp_path / "c", nn.Sequential(networks[0], nn.Softmax(1)), sets)
     assert not (tmp_path / "c").exists()
+    names = {path.stem for path in (tmp_path / "a").rglob("*.safetensors")}
+    assert names == {"head", "test", "some"}  # nothing that was refused is kept
+
+
+def test_labels_of_an_ood_set_may_be_anything(sets: Sets, networks, tmp_path: Path) -> None:
+    images = sets["far/blue"][0]
+    for name, labels in (("names", ["a.jpg"] * 8), ("none", None), ("ids", {"id": 1})):
+        save_outputs(tmp_path, networks[0], {f"far/{name}": [(images, labels)]})
+        assert len(load_file(tmp_path / "far" / f"{name}.safetensors")["logits"]) == 8
 
 
 def changed(**arrays: Callable[[Tensor], Tensor] | None) -> Callable[[Path], None]:
@@ -277,8 +350,9 @@ def with_nan(rows: Tensor) -> Tensor:
         ("train", changed(labels=lambda x: x + 1), "classes from 0 to 1, got 1 to 2"),
         ("train", changed(labels=lambda x: x.float()), r"labels \(60,\) of whole numbers"),
         ("train", changed(labels=None), r"labels \(60,\) of whole numbers"),
-        ("head", changed(weight=lambda x: x[0]), r"weight \(K, D\)"),
-        ("head", changed(bias=lambda x: x[:1]), r"expected bias \(2,\), got \(1,\)"),
+        ("head", changed(weight=lambda x: x[0]), r"weight \(K, D\) and"),
+        ("head", changed(weight=lambda x: x.T), r"got .*'weight': \(8, 2\)"),
+        ("head", changed(bias=lambda x: x[:1]), r"'bias': \(1,\)"),
         ("altered/jigsaw", lambda file: file.write_bytes(b"no tensors"), "cannot be read"),
         ("test", lambda file: np.savez(file.with_suffix(".npz"), x=1), "which of the two counts"),
         ("test", lambda file: file.unlink(), r"test: there is no such file, \.safetensors or"),
@@ -308,6 +382,8 @@ def test_folders_that_hold_no_networks(saved: Path, tmp_path: Path) -> None:
         networks_config(saved / "Tiny_1" / "0")
     with pytest.raises(DataError, match="NETWORK/SEED"):
         networks_config(tmp_path)
+    with pytest.raises(DataError, match=r"0/altered: expected folders NETWORK/SEED below .*Tiny_1"):
+        networks_config(saved / "Tiny_1")
     without = shutil.copytree(saved, tmp_path / "a", ignore=shutil.ignore_patterns("near", "far"))
     with pytest.raises(DataError, match="holds no OOD set"):
         networks_config(Path(without))

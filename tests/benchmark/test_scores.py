@@ -133,3 +133,16 @@ def test_distances_of_many_classes_are_the_librarys(
     expected = POSTHOC[name](fitted)(test)
     monkeypatch.setattr(scores, "_LARGE", 0)
     assert torch.allclose(POSTHOC[name](fitted)(test), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_needs_more_memory_than_there_is_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plain_model()
+    fitted = Fitted(model, colours(model, 0), colours(model, 10_000))
+    assert POSTHOC["GMM"](fitted) is not None
+    monkeypatch.setattr(scores, "_LARGE", 10)
+    with pytest.raises(NotAvailableError, match="a covariance of each class"):
+        POSTHOC["GMM"](fitted)
+    test = colours(model, 20_000)
+    in_small_parts = POSTHOC["GradNorm"](fitted)(test)
+    monkeypatch.undo()
+    assert torch.allclose(in_small_parts, POSTHOC["GradNorm"](fitted)(test), rtol=1e-4)

@@ -1,41 +1,35 @@
-"""Outputs of a network of one's own, in files: what `knownot benchmark --networks` reads.
-
-    networks/resnet50/0/       a network, and the seed of its training
-        head                   the last layer: weight (K, D), bias (K,)
-        train, val, test       logits (N, K), features (N, D), labels (N,)
-        near/NAME, far/NAME    OOD sets: logits, features
-        altered/NAME           validation images altered until they show no class: logits, features
-
-Each is a `.safetensors` or `.npz` file that holds arrays of these names. Features are what the last layer
-reads.
-"""
+"""Save what a network of one's own makes of image sets, for `knownot benchmark --networks`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from knownot.benchmark.network_files import (
+    ALTERED,
+    HEAD,
+    PARTS,
+    checked,
+    existing,
+    read_arrays,
+)
 from knownot.data.altered import ALTERATIONS, alter
 from knownot.data.kept_files import write_tensors
 from knownot.errors import ConfigError, DataError
 from knownot.models.finished import split_head
 
-PARTS = ("train", "val", "test")
-HEAD, ALTERED = "head", "altered"
 _NAME = r"(train|val|test|(near|far)/\w[\w.-]*)"
-_ENDINGS = (".safetensors", ".npz")
-# Of the logits' standard deviation: how far they may be from what the last layer makes of the features.
-_TOLERANCE = 0.02
+_SEEN = "seen"  # beside the last layer: features of a picture, which tell one network from another
 
 
 def save_outputs(
     folder: str | Path,
-    network: torch.nn.Module,
+    network: nn.Module,
     sets: Mapping[str, Iterable[Any]],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -56,10 +50,63 @@ def save_outputs(
         std: What they were divided by then (3,).
 
     Raises:
-        ConfigError: If a name is wrong, or logits are not the output of a linear layer.
-        DataError: If a set is empty, a known one has no labels, or the folder holds another network.
+        ConfigError: If a name is wrong, batches hold no images, logits are not the output of a linear
+            layer, or images are not in [0, 1] by `mean` and `std`.
+        DataError: If a set is empty, labels of a known one are missing or wrong, or the folder holds
+            another network.
     """
     folder = Path(folder)
+    _check_names(sets)
+    normalised = _Normalised(mean, std) if mean is not None or std is not None else None
+    first = next((_images(batch) for some in sets.values() for batch in some), None)
+    if first is None:
+        raise DataError("sets: expected batches of images, got none")
+    if normalised is not None:
+        normalised.check(first)
+    backbone, head = split_head(network, first.shape[-1])
+    backbone.eval()
+    _keep_head(folder, backbone, head, first.shape[-1])
+    for name, batches in sets.items():
+        if existing(folder / name) is None:
+            outputs = _outputs(name, backbone, head, batches, with_labels=name in PARTS)
+            write_tensors(folder / f"{name}.safetensors", outputs)
+    if normalised is not None and "val" in sets:
+        for name in ALTERATIONS:
+            stem = folder / ALTERED / name.replace(" ", "-")
+            if existing(stem) is None:
+                batches = normalised.altered(name, sets["val"])
+                outputs = _outputs(f"val, {name}", backbone, head, batches, with_labels=False)
+                write_tensors(stem.with_suffix(".safetensors"), outputs)
+
+
+class _Normalised:
+    """Images (N, 3, S, S) from which a mean was subtracted, and which were divided then."""
+
+    def __init__(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        if mean is None or std is None or not all(value > 0 for value in std):
+            raise ConfigError(f"mean, std: expected both, std above 0, got {mean} and {std}")
+        self.mean, self.std = (
+            torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)
+        )
+
+    def check(self, images: Tensor) -> None:
+        """Raise `ConfigError` unless images were in [0, 1] before."""
+        before = images.cpu().float() * self.std + self.mean
+        low, high = float(before.min()), float(before.max())
+        if not -0.02 <= low <= high <= 1.02:
+            raise ConfigError(
+                f"mean, std: with these the images were not in [0, 1], but from {low:.3g} to {high:.3g}"
+            )
+
+    def altered(self, name: str, batches: Iterable[Any]) -> Iterator[Tensor]:
+        """The same batches, their images altered by one of `ALTERATIONS`."""
+        for seed, batch in enumerate(batches):
+            before = _images(batch).cpu().float() * self.std + self.mean
+            photos = (before * 255).round().clamp(0, 255)
+            yield (alter(name, photos, seed) / 255 - self.mean) / self.std
+
+
+def _check_names(sets: Mapping[str, Iterable[Any]]) -> None:
     if wrong := [name for name in sets if not re.fullmatch(_NAME, name)]:
         raise ConfigError(
             f"sets: expected train, val, test, near/NAME or far/NAME, got {', '.join(wrong)}"
@@ -68,156 +115,30 @@ def save_outputs(
         raise ConfigError(
             f"sets: {', '.join(passing)} can be read once only; expected a DataLoader or a list of batches"
         )
-    first = next((_images_and_labels(batch)[0] for some in sets.values() for batch in some), None)
-    if first is None:
-        raise DataError("sets: expected batches of images, got none")
-    backbone, head = split_head(network, first.shape[-1])
-    backbone.eval()
-    _keep_head(folder, head)
-    for name, batches in sets.items():
-        if _existing(folder / name) is None:
-            outputs = _outputs(name, backbone, head, batches)
-            if name not in PARTS:
-                outputs.pop("labels", None)
-            elif "labels" not in outputs:
-                raise DataError(f"{name}: expected batches of images and labels")
-            write_tensors(folder / f"{name}.safetensors", outputs)
-    if mean is not None and std is not None and "val" in sets:
-        for name in ALTERATIONS:
-            path = folder / ALTERED / name.replace(" ", "-")
-            if _existing(path) is None:
-                batches = _altered(name, sets["val"], mean, std)
-                outputs = _outputs(f"val, {name}", backbone, head, batches)
-                write_tensors(path.with_suffix(".safetensors"), outputs)
 
 
-def read_head(folder: Path) -> torch.nn.Linear:
-    """The last layer of a network.
-
-    Raises:
-        DataError: If its file is missing or wrong.
-    """
-    path, arrays = _read(folder / HEAD)
-    weight, bias = arrays.get("weight"), arrays.get("bias")
-    if weight is None or weight.ndim != 2:
-        raise DataError(
-            f"{path}: expected an array weight (K, D), and bias (K,) where there is one"
-        )
-    head = torch.nn.Linear(weight.shape[1], weight.shape[0])
-    bias = torch.zeros(len(weight)) if bias is None else bias
-    if bias.shape != head.bias.shape:
-        raise DataError(f"{path}: expected bias ({len(weight)},), got {tuple(bias.shape)}")
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    return head
-
-
-def read_outputs(folder: Path, name: str, head: torch.nn.Linear) -> dict[str, Tensor]:
-    """Logits (N, K), features (N, D) and, of `PARTS`, labels (N,) of a set.
-
-    Raises:
-        DataError: If the file is missing, or its arrays do not fit the last layer.
-    """
-    path, arrays = _read(folder / name)
-    wanted = {"logits": head.out_features, "features": head.in_features}
-    found = {}
-    for array, columns in wanted.items():
-        rows = arrays.get(array)
-        if rows is None or rows.ndim != 2 or rows.shape[1] != columns or not len(rows):
-            shape = "none" if rows is None else str(tuple(rows.shape))
-            raise DataError(f"{path}: expected an array {array} (N, {columns}), got {shape}")
-        found[array] = rows.float()
-        if wrong := int((~found[array].isfinite()).any(1).sum()):
-            raise DataError(f"{path}: {array} of {wrong} images are not finite")
-    if len(found["logits"]) != len(found["features"]):
-        raise DataError(
-            f"{path}: holds logits of {len(found['logits'])} images, features of {len(found['features'])}"
-        )
-    _check_logits(path, found["logits"], found["features"], head)
-    if name in PARTS:
-        found["labels"] = _labels(path, arrays.get("labels"), found["logits"])
-    return found
-
-
-def output_file(folder: Path, name: str) -> Path:
-    """The file of a set.
-
-    Raises:
-        DataError: If there is none, or two.
-    """
-    path = _existing(folder / name)
-    if path is None:
-        raise DataError(f"{folder / name}: there is no such file, {' or '.join(_ENDINGS)}")
-    return path
-
-
-def names_in(folder: Path) -> list[str]:
-    """Names of the sets that are files of a folder, sorted."""
-    return sorted({path.stem for path in folder.glob("*") if path.suffix in _ENDINGS})
-
-
-def _existing(path: Path) -> Path | None:
-    found = [file for ending in _ENDINGS if (file := path.with_name(path.name + ending)).is_file()]
-    if len(found) > 1:
-        raise DataError(f"{found[0]} and {found[1]}: which of the two counts? Remove one")
-    return found[0] if found else None
-
-
-def _read(stem: Path) -> tuple[Path, dict[str, Tensor]]:
-    path = output_file(stem.parent, stem.name)
-    try:
-        if path.suffix == ".npz":
-            import numpy as np
-
-            with np.load(path, allow_pickle=False) as arrays:
-                return path, {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        from safetensors.torch import load_file
-
-        return path, load_file(path)
-    except Exception as error:  # of a damaged file numpy, zipfile and safetensors raise many
-        raise DataError(f"{path}: cannot be read ({error})") from None
-
-
-def _check_logits(path: Path, logits: Tensor, features: Tensor, head: torch.nn.Linear) -> None:
-    some = slice(0, 1000)
-    with torch.no_grad():
-        away = float((head(features[some]) - logits[some]).abs().max())
-    if away > _TOLERANCE * max(float(logits[some].std(correction=0)), 1e-6):
-        raise DataError(
-            f"{path}: its logits are not what the last layer makes of its features (up to {away:.3g} away); "
-            "expected the features that this layer reads, and logits before softmax"
-        )
-
-
-def _labels(path: Path, labels: Tensor | None, logits: Tensor) -> Tensor:
-    count, classes = logits.shape
-    whole = labels is not None and not labels.is_floating_point() and labels.shape == (count,)
-    if labels is None or not whole:
-        raise DataError(f"{path}: expected an array labels ({count},) of whole numbers")
-    labels = labels.long()
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(
-            f"{path}: labels: expected classes from 0 to {classes - 1}, got {int(labels.min())} to "
-            f"{int(labels.max())}"
-        )
-    return labels
-
-
-def _keep_head(folder: Path, head: torch.nn.Linear) -> None:
-    now = {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}
-    kept = _existing(folder / HEAD)
-    if kept is None:
+@torch.no_grad()
+def _keep_head(folder: Path, backbone: nn.Module, head: nn.Linear, side: int) -> None:
+    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    seen = backbone(picture.to(head.weight.device)).float()[0].cpu()
+    now = {"weight": head.weight.cpu(), "bias": head.bias.cpu(), f"{_SEEN}{side}": seen}
+    if existing(folder / HEAD) is None:
         write_tensors(folder / f"{HEAD}.safetensors", now)
         return
-    before = read_head(folder).state_dict()
-    if not all(torch.equal(before[name], now[name]) for name in now):
+    kept, before = read_arrays(folder / HEAD)
+    # Features of another device are rounded differently; those of another size were not kept.
+    if not all(
+        before[name].shape == now[name].shape
+        and torch.allclose(before[name], now[name], rtol=1e-2, atol=1e-2 * float(now[name].std()))
+        for name in now
+        if name in before
+    ):
         raise DataError(f"{kept}: is of another network; choose another folder, or remove this one")
 
 
 @torch.no_grad()
 def _outputs(
-    name: str, backbone: torch.nn.Module, head: torch.nn.Linear, batches: Iterable[Any]
+    name: str, backbone: nn.Module, head: nn.Linear, batches: Iterable[Any], with_labels: bool
 ) -> dict[str, Tensor]:
     from rich.console import Console
     from rich.progress import track
@@ -225,34 +146,27 @@ def _outputs(
     console = Console(stderr=True)
     logits, features, labels = [], [], []
     for batch in track(batches, name, console=console, disable=not console.is_terminal):
-        images, of_images = _images_and_labels(batch)
-        features.append(backbone(images.to(head.weight.device).float()))
-        logits.append(head(features[-1]).cpu())
-        features[-1] = features[-1].cpu()
-        if of_images is not None:
-            labels.append(of_images)
+        images = _images(batch)
+        of_images = backbone(images.to(head.weight.device).float()).float()
+        features.append(of_images.cpu())
+        logits.append(head(of_images).cpu())
+        if with_labels:
+            if isinstance(batch, Tensor) or len(batch) < 2:
+                raise DataError(f"{name}: expected batches of images and labels")
+            labels.append(torch.as_tensor(batch[1]))
     if not logits:
         raise DataError(f"{name}: expected batches of images, got none")
     outputs = {"logits": torch.cat(logits), "features": torch.cat(features)}
-    return outputs | ({"labels": torch.cat(labels).long()} if labels else {})
+    if with_labels:
+        outputs["labels"] = torch.cat(labels)
+    return checked(outputs, head.cpu(), with_labels, where=name)
 
 
-def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
-        return batch[0], torch.as_tensor(batch[1]) if len(batch) > 1 else None
+def _images(batch: Any) -> Tensor:
+    images = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return images
+    got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
     raise ConfigError(
-        "sets: expected batches of images (N, 3, S, S), or of images and labels, got "
-        f"{type(batch).__name__}"
+        f"sets: expected batches of images (N, 3, S, S), or of images and labels, got {got}"
     )
-
-
-def _altered(
-    name: str, batches: Iterable[Any], mean: Sequence[float], std: Sequence[float]
-) -> Iterable[Tensor]:
-    middle, spread = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    for seed, batch in enumerate(batches):
-        images = _images_and_labels(batch)[0].cpu().float()
-        photos = ((images * spread + middle) * 255).round().clamp(0, 255)
-        yield (alter(name, photos, seed) / 255 - middle) / spread

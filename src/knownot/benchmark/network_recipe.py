@@ -1,20 +1,16 @@
-"""Networks of one's own, by their outputs in files (`network_outputs`): nothing is trained."""
+"""Networks of one's own, by their outputs in files (`network_files`): nothing is trained."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from knownot.benchmark.arrays import Arrays
-from knownot.benchmark.network_outputs import (
+from knownot.benchmark.network_files import (
     ALTERED,
-    HEAD,
-    PARTS,
     names_in,
     output_file,
     read_head,
@@ -44,11 +40,10 @@ class NetworkRecipe:
 
     def check(self) -> None:
         """Look whether all files are there."""
-        for run in _runs(self.place):
-            for name in (HEAD, *PARTS):
-                output_file(self._folder(*run), name)
-            for name in self.place.config.sets:
-                output_file(self._folder(*run), self._path(name))
+        for training in self.place.config.methods:
+            for seed in self.place.config.seeds:
+                for name in self.place.outputs:
+                    output_file(self._folder(training, seed), name)
 
     def model(self, training: str, seed: int) -> UnknownAwareClassifier:
         """The last layer as a model, its scores fitted and calibrated."""
@@ -63,6 +58,12 @@ class NetworkRecipe:
             # Nothing is trained; windows of a thousand classes would take gigabytes.
             vos=VosSettings(weight=0, gaussians="streaming"),
         ).eval()
+        counts = torch.bincount(train["labels"], minlength=head.out_features)
+        if missing := torch.where(counts == 0)[0].tolist():
+            self.place.reporter.say(
+                f"{training}, seed {seed}: train holds no image of {len(missing)} classes "
+                f"({missing[0]}, ...); some scores need each, others are worse"
+            )
         model.take_head(head)
         model.fit_scores(train["features"], train["labels"])
         model.calibrate(val["features"], altered=self.altered(model, (training, seed)))
@@ -100,11 +101,13 @@ def networks_config(folder: Path) -> dict[str, object]:
     Raises:
         DataError: If there are none.
     """
-    seeds = {
-        network.name: sorted(int(one.name) for one in network.glob("*") if one.name.isdigit())
-        for network in sorted(folder.glob("*"))
-    }
-    seeds = {name: found for name, found in seeds.items() if found}
+    seeds: dict[str, list[int]] = {}
+    for inside in sorted(folder.glob("[!.]*/[!.]*/")):
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", inside.name):
+            raise DataError(
+                f"{inside}: expected folders NETWORK/SEED below {folder}, the seed a number such as 0"
+            )
+        seeds.setdefault(inside.parent.name, []).append(int(inside.name))
     if not seeds:
         raise DataError(
             f"{folder}: holds no NETWORK/SEED/train.safetensors (such as resnet50/0/); "
@@ -123,39 +126,9 @@ def networks_config(folder: Path) -> dict[str, object]:
         raise DataError(f"{folder}: holds no OOD set, NETWORK/SEED/far/NAME.safetensors or near/")
     return {
         "name": re.sub(r"\W", "_", folder.resolve().name.lower(), flags=re.ASCII) or "networks",
-        "about": f"Networks of {folder.resolve().name}",
+        "about": "Networks trained elsewhere",
         "training": {"recipe": "networks"},
         "methods": dict.fromkeys(seeds, _SCORES),
         "seeds": sorted(set().union(*seeds.values())),
         **{group: sorted(names) for group, names in sets.items()},
     }
-
-
-def output_digests(place: Workplace) -> dict[str, str]:
-    """Of the content of every file that a benchmark reads."""
-    digests = {}
-    config = place.config
-    for training, seed in _runs(place):
-        folder = place.data / training / str(seed)
-        for name in (HEAD, *PARTS, *(f"{config.group(name)}/{name}" for name in config.sets)):
-            digests[f"{training}/{seed}/{name}"] = _digest(output_file(folder, name))
-        altered = [output_file(folder / ALTERED, name) for name in names_in(folder / ALTERED)]
-        # One for all of them: a set of them that is added later changes the default score.
-        together = "".join(f"{path.name} {_digest(path)}\n" for path in altered)
-        digests[f"{training}/{seed}/{ALTERED}"] = hashlib.sha256(together.encode()).hexdigest()
-    return digests
-
-
-def _runs(place: Workplace) -> list[tuple[str, int]]:
-    return [(training, seed) for training in place.config.methods for seed in place.config.seeds]
-
-
-def _digest(path: Path) -> str:
-    about = path.stat()
-    return _digest_of(path, about.st_size, about.st_mtime_ns)
-
-
-@lru_cache
-def _digest_of(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

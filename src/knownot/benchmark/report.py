@@ -55,7 +55,10 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
     """Write both reports to the output folder and return the page's path."""
     tables = main_tables(place.config, protocol, summary)
     if not place.config.tables:
-        tables += [area_table(protocol, summary), set_table(place, protocol, summary)]
+        tables += [
+            area_table(place.config, protocol, summary),
+            set_table(place.config, protocol, summary),
+        ]
     facts = _facts(place, protocol, summary)
     notes = [f"{method}: {reason}" for method, reason in failed.items()]
     lines = [f"# {place.config.about}", *(f"- {fact}" for fact in facts)]
@@ -69,7 +72,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
         facts=facts,
         tables=tables,
         notes=notes,
-        figure=data_url(_figure(protocol, summary), "png"),
+        figure=data_url(_figure(place.config, protocol, summary), "png"),
     )
     path = place.output / "report.html"
     write_text(path, page)
@@ -79,7 +82,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
 def main_tables(config: BenchmarkConfig, protocol: str, summary: Summary) -> list[Table]:
     """The tables that a person wants to see first: the configuration's own, or all methods."""
     if not config.tables:
-        return [accuracy_table(config, summary), method_table(protocol, summary)]
+        return [accuracy_table(config, summary), method_table(config, protocol, summary)]
     return [
         training_table(title, trainings, config, protocol, summary)
         for title, trainings in config.tables.items()
@@ -106,7 +109,7 @@ def training_table(
         ]
         for training in trainings
     ]
-    headings = ["training", "accuracy", *(f"{shown(s)}, {group}" for s, group in columns)]
+    headings = [_made(config), "accuracy", *(f"{shown(s)}, {group}" for s, group in columns)]
     chosen = [i for i, training in enumerate(trainings) if training == DEFAULT[0]]
     return Table(f"{title}: accuracy and {_NAMES[metric]}, %", headings, rows, chosen)
 
@@ -115,10 +118,10 @@ def accuracy_table(config: BenchmarkConfig, summary: Summary) -> Table:
     """ID accuracy of every training."""
     found = [line for line in summary.lines if line.set == KNOWN]
     rows = [[config.training_of(line.training).about, _spread(line)] for line in found]
-    return Table("ID accuracy, %", ["training", "accuracy"], rows, [])
+    return Table("ID accuracy, %", [_made(config), "accuracy"], rows, [])
 
 
-def method_table(protocol: str, summary: Summary) -> Table:
+def method_table(config: BenchmarkConfig, protocol: str, summary: Summary) -> Table:
     """Every method, the best first: means over all sets, near and far ones."""
     metric = get_protocol(protocol).leading
     methods = summary.methods(metric)
@@ -127,7 +130,7 @@ def method_table(protocol: str, summary: Summary) -> Table:
         for group in (MEAN, NEAR, FAR)
         if any(line.set == group and line.metric == metric for line in summary.lines)
     ]
-    headings = ["training", "score", *groups, "95 % interval of the mean", "AUROC"]
+    headings = [_made(config), "score", *groups, "95 % interval of the mean", "AUROC"]
     rows = []
     for training, score in methods:
         lines = [summary.line(training, score, group, metric) for group in groups]
@@ -136,10 +139,10 @@ def method_table(protocol: str, summary: Summary) -> Table:
             [training, shown(score), *map(_spread, lines), _interval(lines[0]), _spread(auroc)]
         )
     title = f"{_NAMES[metric]}, %, lower is better: means over sets; AUROC, %, of the same sets"
-    return Table(title, headings, rows, _chosen(methods))
+    return Table(title, headings, rows, _chosen(config, methods))
 
 
-def area_table(protocol: str, summary: Summary) -> Table:
+def area_table(config: BenchmarkConfig, protocol: str, summary: Summary) -> Table:
     """Every method's areas under curves: means over near sets, over far ones, and over all."""
     methods = summary.methods(get_protocol(protocol).leading)
     areas = [name for name in get_protocol(protocol).metrics if not name.startswith("fpr95")]
@@ -151,16 +154,15 @@ def area_table(protocol: str, summary: Summary) -> Table:
         + [_spread(summary.line(training, score, group, area)) for area, group in columns]
         for training, score in methods
     ]
-    headings = ["training", "score", *(f"{_NAMES[area]}, {group}" for area, group in columns)]
+    headings = [_made(config), "score", *(f"{_NAMES[area]}, {group}" for area, group in columns)]
     title = "Areas under curves, %, higher is better: means over sets"
-    return Table(title, headings, rows, _chosen(methods))
+    return Table(title, headings, rows, _chosen(config, methods))
 
 
-def set_table(place: Workplace, protocol: str, summary: Summary) -> Table:
+def set_table(config: BenchmarkConfig, protocol: str, summary: Summary) -> Table:
     """Every method on every OOD set, with the interval of each."""
     metric = get_protocol(protocol).leading
     methods = summary.methods(metric)
-    config = place.config
     names = [f"{name} (apart)" if name in config.apart else name for name in config.sets]
     rows = []
     for training, score in methods:
@@ -169,7 +171,7 @@ def set_table(place: Workplace, protocol: str, summary: Summary) -> Table:
             [training, shown(score), *(f"{_spread(o)} {_interval(o)}".strip() for o in lines)]
         )
     title = f"{_NAMES[metric]}, %, of every set, with 95 % bootstrap interval"
-    return Table(title, ["training", "score", *names], rows, _chosen(methods))
+    return Table(title, [_made(config), "score", *names], rows, _chosen(config, methods))
 
 
 def shown(score: str) -> str:
@@ -190,8 +192,18 @@ def _facts(place: Workplace, protocol: str, summary: Summary) -> list[str]:
     ]
 
 
-def _chosen(methods: list[tuple[str, str]]) -> list[int]:
-    return [i for i, method in enumerate(methods) if method == DEFAULT]
+def _made(config: BenchmarkConfig) -> str:
+    """What the rows are of."""
+    return "network" if config.finished else "training"
+
+
+def _chosen(config: BenchmarkConfig, methods: list[tuple[str, str]]) -> list[int]:
+    """The package's default; of networks trained elsewhere its score."""
+    return [
+        i
+        for i, (training, score) in enumerate(methods)
+        if score == DEFAULT[1] and (config.finished or training == DEFAULT[0])
+    ]
 
 
 def _spread(line: Line | None) -> str:
@@ -207,7 +219,7 @@ def _interval(line: Line | None) -> str:
     return f"[{100 * line.low:.1f}, {100 * line.high:.1f}]"
 
 
-def _figure(protocol: str, summary: Summary) -> bytes:
+def _figure(config: BenchmarkConfig, protocol: str, summary: Summary) -> bytes:
     """Means with their intervals, the best on top."""
     from matplotlib.figure import Figure
 
@@ -215,10 +227,11 @@ def _figure(protocol: str, summary: Summary) -> bytes:
     methods = summary.methods(metric)
     figure = Figure(figsize=(8, 1 + 0.2 * max(1, len(methods))), layout="constrained")
     axes = figure.add_subplot()
+    chosen = _chosen(config, methods)
     for i, method in enumerate(methods):
         line = summary.line(*method, MEAN, metric)
         assert line is not None
-        colour = OOD_COLOUR if method == DEFAULT else ID_COLOUR
+        colour = OOD_COLOUR if i in chosen else ID_COLOUR
         if line.low is not None and line.high is not None:
             axes.plot([100 * line.low, 100 * line.high], [i, i], color=colour, lw=1)
         axes.plot(100 * line.mean, i, "o", ms=4, color=colour)

@@ -14,7 +14,7 @@ from torch import Tensor
 from knownot.benchmark.arrays import Arrays, Fitted
 from knownot.benchmark.config import PhotoTraining
 from knownot.benchmark.image_sets import photo_folder
-from knownot.benchmark.network_recipe import NetworkRecipe, output_digests
+from knownot.benchmark.network_recipe import NetworkRecipe
 from knownot.benchmark.photo_recipe import PhotoRecipe
 from knownot.benchmark.protocols import get_protocol
 from knownot.benchmark.recipe import Recipe
@@ -96,7 +96,7 @@ def _rows_of_before(place: Workplace) -> list[Row]:
     """The numbers that an earlier run left and that are of the same images."""
     data, settings = place.output / DATA, place.output / SETTINGS
     here = str(place.data.resolve())
-    digests = output_digests(place) if place.config.finished else _photo_digests(place)
+    digests = {} if place.config.finished else _photo_digests(place)
     # Names of folders may be no text.
     text = data.read_text("utf-8", "surrogateescape") if data.is_file() else here
     before, *lines = text.splitlines()
@@ -109,9 +109,8 @@ def _rows_of_before(place: Workplace) -> list[Row]:
     for name, digest in digests.items():
         if digests_before.setdefault(name, digest) != digest:
             raise ConfigError(
-                f"{name}: {'has' if place.config.finished else 'the photos have'} changed since "
-                f"{place.output} was begun, and new numbers would stand beside older ones; choose another "
-                "folder with -o"
+                f"{name}: the photos have changed since {place.output} was begun, and new numbers "
+                "would stand beside those of other photos; choose another folder with -o"
             )
     rows = read_rows(place.output / RESULTS)
     if settings.is_file():
@@ -159,7 +158,7 @@ def _measure(
     failed: Failures,
 ) -> None:
     """All scores of one model; adds to `rows` (and the results file) and `failed`."""
-    settings = place.config.fingerprint(training)
+    settings = place.fingerprint(training, seed)
     names = ["", *place.config.scores(training)]  # "": the model's accuracy
     methods = {
         name: (protocol, training, name, seed, settings + place.config.code(name)) for name in names
@@ -186,8 +185,8 @@ def _measure(
         except Exception as error:  # one detector that fails must not lose the others
             reasons = failed.setdefault(f"{training}, {name}", {})
             reasons[seed] = str(error) or type(error).__name__
+        write_rows(place.output / RESULTS, rows)
         advance(1)
-    write_rows(place.output / RESULTS, rows)
     place.reporter.say(f"{training}, seed {seed}: {len(rows) - before} numbers")
 
 
@@ -275,6 +274,6 @@ class _Model:
             value=float(f"{value:.6g}"),  # as the file holds it: a second report is the same
             n_id=n_id,
             n_ood=n_ood,
-            settings=config.fingerprint(self.training) + config.code(score),
+            settings=self.place.fingerprint(self.training, self.seed) + config.code(score),
             versions=versions(),
         )

@@ -96,7 +96,7 @@ def summarise(place: Workplace, protocol: str, rows: list[Row]) -> Summary:
             wanted
             and row.protocol == protocol
             and (row.score == "" or row.score in config.scores(row.training))
-            and row.settings == config.fingerprint(row.training) + config.code(row.score)
+            and row.settings == place.fingerprint(row.training, row.seed) + config.code(row.score)
             and (row.set == KNOWN or row.set in config.sets)
         ):
             if row.set != KNOWN:  # a set may have been moved to another group since

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from knownot.benchmark.config import BenchmarkConfig, file_name
+from knownot.benchmark.network_files import HEAD, PARTS, digest
 
 
 class Reporter(Protocol):
@@ -49,9 +50,22 @@ class Workplace:
     cache: Path | None = None
     reporter: Reporter = field(default_factory=Silent)
 
+    @property
+    def outputs(self) -> list[str]:
+        """The files that a finished network has to have."""
+        sets = [f"{self.config.group(name)}/{name}" for name in self.config.sets]
+        return [HEAD, *PARTS, *sets]
+
+    def fingerprint(self, training: str, seed: int) -> str:
+        """Digits that differ for other settings, and for other outputs of a finished network."""
+        settings = self.config.fingerprint(training)
+        if not self.config.finished:
+            return settings
+        return f"{settings}-{digest(self.data / training / str(seed), self.outputs)}"
+
     def run_name(self, training: str, seed: int) -> str:
         """Name of a model's folders; other settings give another name."""
-        return f"{training}-seed{seed}-{self.config.fingerprint(training)}"
+        return f"{training}-seed{seed}-{self.fingerprint(training, seed)}"
 
     def model_folder(self, training: str, seed: int) -> Path:
         """Where a trained model is kept."""
