@@ -61,8 +61,8 @@ class NetworkRecipe:
         counts = torch.bincount(train["labels"], minlength=head.out_features)
         if missing := torch.where(counts == 0)[0].tolist():
             self.place.reporter.say(
-                f"{training}, seed {seed}: train holds no image of {len(missing)} classes "
-                f"({missing[0]}, ...); some scores need each, others are worse"
+                f"{training}, seed {seed}: train lacks images of {len(missing)} of "
+                f"{len(counts)} classes ({missing[0]}, ...); some scores need each, others are worse"
             )
         model.take_head(head)
         model.fit_scores(train["features"], train["labels"])
