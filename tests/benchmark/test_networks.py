@@ -239,7 +239,8 @@ def test_a_class_that_training_images_lack_is_told(folder: Path, tmp_path: Path)
     place = Workplace(config, folder, tmp_path, reporter=Heard())
     NetworkRecipe(place).model("Tiny_1", 0)
     assert said == [
-        "Tiny_1, seed 0: train lacks images of 1 of 2 classes (0, ...); some scores need each, others are worse"
+        "Tiny_1, seed 0: train lacks images of 1 of 2 classes (0, ...); some scores need each, others "
+        "are worse"
     ]
 
 
