@@ -4,12 +4,14 @@
 
 The networks are those of `finished`: a timm EfficientNet-Lite0 with ImageNet's weights, trained on photos of
 cats and dogs by a plain PyTorch loop. Writes their outputs to `<work>/networks`, the benchmark's results to
-`<work>/benchmark`, and its summary to `<output>/networks.csv`; prints the report.
+`<work>/benchmark`, its summary to `<output>/networks.csv`, numbers of each seed with the versions that made
+them to `<output>/networks_seeds.csv.gz`; prints the report.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import shutil
 from pathlib import Path
 
@@ -77,6 +79,8 @@ def main() -> None:
     config = make_config(networks_config(networks), str(networks), {"apart": [APART]})
     result = run_benchmark(Workplace(config, networks, options.work / "benchmark"))
     shutil.copyfile(options.work / "benchmark" / "summary.csv", options.output / "networks.csv")
+    with gzip.open(options.output / "networks_seeds.csv.gz", "wb") as packed:
+        packed.write((options.work / "benchmark" / "results.csv").read_bytes())
     print((result.report.parent / "report.md").read_text())
 
 
