@@ -11,12 +11,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from typer.testing import CliRunner
 
 from knownot.benchmark.config import BenchmarkConfig, load_config, make_config
-from knownot.benchmark.network_files import read_head, read_outputs
-from knownot.benchmark.network_outputs import save_outputs
+from knownot.benchmark.network_files import read_head
 from knownot.benchmark.network_recipe import NetworkRecipe, networks_config
 from knownot.benchmark.results import Row, read_rows
 from knownot.benchmark.run import BenchmarkResult, run_benchmark
@@ -25,61 +24,9 @@ from knownot.cli.main import app
 from knownot.core import metrics
 from knownot.data.altered import ALTERATIONS
 from knownot.errors import ConfigError, DataError
-from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, pixels, tiny_backbone
+from tests.benchmark.networks import Sets, trained
+from tests.helpers import UNKNOWN_COLOUR, colour_folder, noisy
 from tests.pages import DOCS, blocks, run_page
-
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-Sets = dict[str, list]
-
-
-def normalised(photos: Tensor) -> Tensor:
-    return (photos.float() / 255 - MEAN[0]) / STD[0]
-
-
-def colours(count: int, start: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of red and green images with their labels."""
-    parts = [pixels(count, c, start + 1000 * k) for k, c in enumerate(COLOURS.values())]
-    labels = torch.arange(2).repeat_interleave(count)
-    order = torch.randperm(2 * count, generator=torch.Generator().manual_seed(start))
-    images = normalised(torch.cat(parts))
-    return [(images[some], labels[some]) for some in order.split(16)]
-
-
-def trained(seed: int) -> nn.Module:
-    network = nn.Sequential(tiny_backbone(seed), nn.Linear(8, 2))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for _ in range(10):
-        for images, labels in colours(30, 0):
-            loss = nn.functional.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return network.eval()
-
-
-@pytest.fixture(scope="module")
-def sets() -> Sets:
-    blue, grey = (normalised(pixels(12, c, 0)) for c in (UNKNOWN_COLOUR, (120, 120, 120)))
-    return {
-        "train": colours(30, 0),
-        "val": colours(30, 100),
-        "test": colours(20, 200),
-        "near/grey": [(grey, torch.full((12,), 7))],  # labels of an OOD set mean nothing
-        "far/blue": [blue[:8], blue[8:]],
-    }
-
-
-@pytest.fixture(scope="module")
-def networks(sets: Sets, tmp_path_factory: pytest.TempPathFactory) -> dict[int, nn.Module]:
-    return {seed: trained(seed) for seed in (0, 1)}
-
-
-@pytest.fixture(scope="module")
-def saved(sets: Sets, networks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "networks"
-    for seed, network in networks.items():
-        save_outputs(folder / "Tiny_1" / str(seed), network, sets, MEAN, STD)
-    return folder
 
 
 @pytest.fixture
@@ -122,19 +69,6 @@ def test_the_numbers_are_those_of_the_network_itself(
             assert found["Tiny_1", "combined", seed, name, "auroc"] > 0.9
     assert {r.group for r in rows if r.set == "grey"} == {"near"}
     assert "| **Tiny_1** | **combined (ours)** |" in (tmp_path / "report.md").read_text()
-
-
-def test_features_are_what_the_last_layer_reads(saved: Path, networks, sets: Sets) -> None:
-    folder, network = saved / "Tiny_1" / "0", networks[0]
-    head = read_head(folder)
-    assert torch.equal(head.weight, network[1].weight)
-    found = read_outputs(folder, "test", head)
-    with torch.no_grad():
-        images = torch.cat([images for images, _ in sets["test"]])
-        assert torch.allclose(found["features"], network[0](images), atol=1e-5)
-        assert torch.allclose(found["logits"], network(images), atol=1e-5)
-    assert torch.equal(found["labels"], torch.cat([labels for _, labels in sets["test"]]))
-    assert set(load_file(folder / "near" / "grey.safetensors")) == {"logits", "features"}
 
 
 def test_altered_validation_images_choose_the_parts_of_the_default(folder: Path) -> None:
@@ -242,78 +176,6 @@ def test_a_class_that_training_images_lack_is_told(folder: Path, tmp_path: Path)
         "Tiny_1, seed 0: train lacks images of 1 of 2 classes (0, ...); some scores need each, others "
         "are worse"
     ]
-
-
-def test_saving_goes_on_where_it_was_interrupted(
-    sets: Sets, networks, saved: Path, tmp_path: Path
-) -> None:
-    class Interrupted(list):
-        def __iter__(self):
-            yield self[0]
-            raise KeyboardInterrupt
-
-    first = {**sets, "test": Interrupted(sets["test"])}
-    with pytest.raises(KeyboardInterrupt):
-        save_outputs(tmp_path, networks[0], first, MEAN, STD)
-    written = (tmp_path / "val.safetensors").stat().st_mtime_ns
-    assert not list(tmp_path.glob("test*"))
-    save_outputs(tmp_path, networks[0], sets, MEAN, STD)
-    assert (tmp_path / "val.safetensors").stat().st_mtime_ns == written
-    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    whole = saved / "Tiny_1" / "0"
-    assert files == {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()}
-    for file in files:
-        for name, values in load_file(tmp_path / file).items():
-            assert torch.equal(values, load_file(whole / file)[name]), (file, name)
-
-
-def test_what_cannot_be_saved_is_named(sets: Sets, networks, tmp_path: Path) -> None:
-    def saved(sets: Sets, *normalised, network: nn.Module = networks[0]) -> None:
-        save_outputs(tmp_path / "a", network, sets, *normalised)
-
-    blue, test = sets["far/blue"], sets["test"]
-    images, labels = test[0]
-    saved({"test": test})
-    with pytest.raises(DataError, match=r"head\.safetensors: is of another network"):
-        saved({"val": sets["val"]}, network=networks[1])
-    another = nn.Sequential(tiny_backbone(5), networks[0][1])  # under the same last layer
-    with pytest.raises(DataError, match=r"head\.safetensors: is of another network"):
-        saved({"val": sets["val"]}, network=another)
-    with pytest.raises(ConfigError, match=r"expected train, val, test, near/NAME.*got blue"):
-        saved({"blue": blue})
-    with pytest.raises(ConfigError, match=r"near/.* can be read once only"):
-        saved({"near/x": iter(blue)})
-    with pytest.raises(DataError, match="train: expected batches of images and labels"):
-        saved({"train": blue})
-    with pytest.raises(DataError, match="sets: expected batches of images, got none"):
-        saved({"far/none": []})
-    with pytest.raises(DataError, match="far/none: expected batches of images, got none"):
-        saved({"near/some": blue, "far/none": []})
-    for batch, got in (({"image": images}, "got dict"), (images[0], r"got shape \(3, 32, 32\)")):
-        with pytest.raises(ConfigError, match=got):
-            saved({"val": [batch]})
-    for wrong in (labels + 1, labels.float(), labels[:3], nn.functional.one_hot(labels)):
-        with pytest.raises(DataError, match=r"val: .*labels"):
-            saved({"val": [(images, wrong)]})
-    with pytest.raises(DataError, match="far/nan: logits of 1 images are not finite"):
-        saved({"far/nan": [torch.cat([images[:2], images[:1] * torch.nan])]})
-    with pytest.raises(ConfigError, match=r"were not in \[0, 1\], but from"):
-        saved({"val": sets["val"]}, (120.0,) * 3, (60.0,) * 3)
-    for mean, std in ((MEAN, None), (None, STD), (MEAN, (0.0, 1.0, 1.0))):
-        with pytest.raises(ConfigError, match="mean, std: expected both, std above 0"):
-            saved({"val": sets["val"]}, mean, std)
-    with pytest.raises(ConfigError, match="not the output of a plain linear layer"):
-        save_outputs(tmp_path / "c", nn.Sequential(networks[0], nn.Softmax(1)), sets)
-    assert not (tmp_path / "c").exists()
-    names = {path.stem for path in (tmp_path / "a").rglob("*.safetensors")}
-    assert names == {"head", "test", "some"}  # nothing that was refused is kept
-
-
-def test_labels_of_an_ood_set_may_be_anything(sets: Sets, networks, tmp_path: Path) -> None:
-    images = sets["far/blue"][0]
-    for name, labels in (("names", ["a.jpg"] * 8), ("none", None), ("ids", {"id": 1})):
-        save_outputs(tmp_path, networks[0], {f"far/{name}": [(images, labels)]})
-        assert len(load_file(tmp_path / "far" / f"{name}.safetensors")["logits"]) == 8
 
 
 def changed(**arrays: Callable[[Tensor], Tensor] | None) -> Callable[[Path], None]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from knownot.benchmark.own_scores import beside, digest, load_score, split_name
 from knownot.benchmark.scores import GROUPS, SCORES, Score
 from knownot.benchmark.trainings import TRAININGS, Training
+from knownot.data.kept_files import content_digest
 from knownot.data.plain_yaml import read_settings
 from knownot.errors import ConfigError
 
@@ -75,7 +75,7 @@ class SmallImageTraining(_Strict):
 
 
 class FinishedNetworks(_Strict):
-    """No training: outputs of networks of one's own, in files (`network_outputs`)."""
+    """No training: outputs of networks of one's own, in files (`network_files`)."""
 
     recipe: Literal["networks"] = "networks"
 
@@ -219,18 +219,12 @@ class BenchmarkConfig(_Strict):
         given = dict(self.training.settings if isinstance(self.training, PhotoTraining) else {})
         weights = Path(str((given | settings["changes"]).get("weights", "")))
         if weights.is_file():  # another one of that name makes other models
-            settings["weights"] = _digest_of(weights, weights.stat().st_mtime_ns)
+            settings["weights"] = content_digest(weights)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
         """The settings as a file that `knownot benchmark --config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-@lru_cache
-def _digest_of(file: Path, changed: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def file_name(name: str) -> str:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from knownot.data.kept_files import content_digest
 from knownot.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -150,16 +150,8 @@ def digest(folder: Path, names: Iterable[str]) -> str:
     """
     found = hashlib.sha256()
     for name in [*names, *(f"{ALTERED}/{name}" for name in names_in(folder / ALTERED))]:
-        path = output_file(folder, name)
-        about = path.stat()
-        found.update(f"{name} {_of_content(path, about.st_size, about.st_mtime_ns)}\n".encode())
+        found.update(f"{name} {content_digest(output_file(folder, name))}\n".encode())
     return found.hexdigest()[:8]
-
-
-@lru_cache
-def _of_content(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _check_logits(logits: Tensor, features: Tensor, head: nn.Linear, where: str) -> None:

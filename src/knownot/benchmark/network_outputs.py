@@ -63,19 +63,18 @@ def save_outputs(
         raise DataError("sets: expected batches of images, got none")
     if normalised is not None:
         normalised.check(first)
-    backbone, head = split_head(network, first.shape[-1])
-    backbone.eval()
-    _keep_head(folder, backbone, head, first.shape[-1])
+    parts = _Parts(network, first.shape[-1])
+    parts.keep_head(folder)
     for name, batches in sets.items():
         if existing(folder / name) is None:
-            outputs = _outputs(name, backbone, head, batches, with_labels=name in PARTS)
+            outputs = parts.outputs(name, batches, with_labels=name in PARTS)
             write_tensors(folder / f"{name}.safetensors", outputs)
     if normalised is not None and "val" in sets:
         for name in ALTERATIONS:
             stem = folder / ALTERED / name.replace(" ", "-")
             if existing(stem) is None:
                 batches = normalised.altered(name, sets["val"])
-                outputs = _outputs(f"val, {name}", backbone, head, batches, with_labels=False)
+                outputs = parts.outputs(f"val, {name}", batches, with_labels=False)
                 write_tensors(stem.with_suffix(".safetensors"), outputs)
 
 
@@ -117,49 +116,61 @@ def _check_names(sets: Mapping[str, Iterable[Any]]) -> None:
         )
 
 
-@torch.no_grad()
-def _keep_head(folder: Path, backbone: nn.Module, head: nn.Linear, side: int) -> None:
-    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    seen = backbone(picture.to(head.weight.device)).float()[0].cpu()
-    now = {"weight": head.weight.cpu(), "bias": head.bias.cpu(), f"{_SEEN}{side}": seen}
-    if existing(folder / HEAD) is None:
-        write_tensors(folder / f"{HEAD}.safetensors", now)
-        return
-    kept, before = read_arrays(folder / HEAD)
-    # Features of another device are rounded differently; those of another size were not kept.
-    if not all(
-        before[name].shape == now[name].shape
-        and torch.allclose(before[name], now[name], rtol=1e-2, atol=1e-2 * float(now[name].std()))
-        for name in now
-        if name in before
-    ):
-        raise DataError(f"{kept}: is of another network; choose another folder, or remove this one")
+class _Parts:
+    """A network as its backbone, where its weights are, and its last layer, on the CPU."""
 
+    def __init__(self, network: nn.Module, side: int) -> None:
+        backbone, head = split_head(network, side)
+        self.backbone, self.side, self.device = backbone.eval(), side, head.weight.device
+        self.head = head.cpu()
 
-@torch.no_grad()
-def _outputs(
-    name: str, backbone: nn.Module, head: nn.Linear, batches: Iterable[Any], with_labels: bool
-) -> dict[str, Tensor]:
-    from rich.console import Console
-    from rich.progress import track
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer reads of images (N, 3, S, S): (N, D), float32, on the CPU."""
+        features: Tensor = self.backbone(images.to(self.device).float())
+        return features.float().cpu()
 
-    console = Console(stderr=True)
-    logits, features, labels = [], [], []
-    for batch in track(batches, name, console=console, disable=not console.is_terminal):
-        images = _images(batch)
-        of_images = backbone(images.to(head.weight.device).float()).float()
-        features.append(of_images.cpu())
-        logits.append(head(of_images).cpu())
+    def keep_head(self, folder: Path) -> None:
+        """Write the last layer, or raise `DataError` if that of another network is there."""
+        generator = torch.Generator().manual_seed(0)
+        seen = self.features(torch.rand(1, 3, self.side, self.side, generator=generator))[0]
+        now = {**self.head.state_dict(), f"{_SEEN}{self.side}": seen}
+        if existing(folder / HEAD) is None:
+            write_tensors(folder / f"{HEAD}.safetensors", now)
+            return
+        kept, before = read_arrays(folder / HEAD)
+        # Features of another device are rounded differently; those of another size were not kept.
+        for name, values in now.items():
+            near = 1e-2 * float(values.std(correction=0))
+            if name in before and not (
+                before[name].shape == values.shape
+                and torch.allclose(before[name], values, rtol=1e-2, atol=near)
+            ):
+                raise DataError(
+                    f"{kept}: is of another network; choose another folder, or remove this one"
+                )
+
+    def outputs(self, name: str, batches: Iterable[Any], with_labels: bool) -> dict[str, Tensor]:
+        """Logits, features and labels of a set, checked; a bar shows how far it is."""
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        features, labels = [], []
+        for batch in track(batches, name, console=console, disable=not console.is_terminal):
+            features.append(self.features(_images(batch)))
+            if with_labels:
+                if isinstance(batch, Tensor) or len(batch) < 2:
+                    raise DataError(f"{name}: expected batches of images and labels")
+                labels.append(torch.as_tensor(batch[1]))
+        if not features:
+            raise DataError(f"{name}: expected batches of images, got none")
+        found = {"features": torch.cat(features)}
+        with torch.no_grad():
+            found["logits"] = self.head(found["features"])
         if with_labels:
-            if isinstance(batch, Tensor) or len(batch) < 2:
-                raise DataError(f"{name}: expected batches of images and labels")
-            labels.append(torch.as_tensor(batch[1]))
-    if not logits:
-        raise DataError(f"{name}: expected batches of images, got none")
-    outputs = {"logits": torch.cat(logits), "features": torch.cat(features)}
-    if with_labels:
-        outputs["labels"] = torch.cat(labels)
-    return checked(outputs, head.cpu(), with_labels, where=name)
+            found["labels"] = torch.cat(labels)
+        return checked(found, self.head, with_labels, where=name)
 
 
 def _images(batch: Any) -> Tensor:

@@ -43,11 +43,11 @@ class NetworkRecipe:
         for training in self.place.config.methods:
             for seed in self.place.config.seeds:
                 for name in self.place.outputs:
-                    output_file(self._folder(training, seed), name)
+                    output_file(self.place.network_folder(training, seed), name)
 
     def model(self, training: str, seed: int) -> UnknownAwareClassifier:
         """The last layer as a model, its scores fitted and calibrated."""
-        folder = self._folder(training, seed)
+        folder = self.place.network_folder(training, seed)
         head = read_head(folder)
         train, val = (read_outputs(folder, part, head) for part in ("train", "val"))
         model = UnknownAwareClassifier(
@@ -71,12 +71,12 @@ class NetworkRecipe:
 
     def known(self, model: UnknownAwareClassifier, run: tuple[str, int], part: Part) -> Arrays:
         """Arrays of a part of the known images."""
-        found = read_outputs(self._folder(*run), part, model.head)
+        found = read_outputs(self.place.network_folder(*run), part, model.head)
         return Arrays(found["logits"], found["features"], found["features"], found["labels"])
 
     def ood(self, model: UnknownAwareClassifier, run: tuple[str, int], name: str) -> Arrays:
         """Arrays of an OOD set."""
-        found = read_outputs(self._folder(*run), self._path(name), model.head)
+        found = read_outputs(self.place.network_folder(*run), self._path(name), model.head)
         count = len(found["logits"])
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         chosen = order[: self.place.config.max_images].sort().values
@@ -85,11 +85,8 @@ class NetworkRecipe:
 
     def altered(self, model: UnknownAwareClassifier, run: tuple[str, int]) -> list[Tensor]:
         """Features of altered validation images, none where there are no files of such."""
-        folder = self._folder(*run) / ALTERED
+        folder = self.place.network_folder(*run) / ALTERED
         return [read_outputs(folder, name, model.head)["features"] for name in names_in(folder)]
-
-    def _folder(self, training: str, seed: int) -> Path:
-        return self.place.data / training / str(seed)
 
     def _path(self, name: str) -> str:
         return f"{self.place.config.group(name)}/{name}"

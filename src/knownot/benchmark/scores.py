@@ -97,9 +97,8 @@ def _distances(name: str, factor: float) -> Score:
         detector = getattr(_detectors(), name)(None)
         detector.fit_features(fitted.train.features, fitted.train.labels)
         classes, width = detector.mu.shape
-        if (
-            classes * width**2 > _LARGE
-        ):  # it takes a product of (N, D) and (D, D) for each class: days
+        # It takes a product of (N, D) and (D, D) for each class: days of many.
+        if classes * width**2 > _LARGE:
             detector._calc_gaussian_scores = lambda rows: (
                 factor * squared_distances(rows, detector.mu, detector.precision)
             )

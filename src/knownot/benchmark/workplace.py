@@ -61,7 +61,11 @@ class Workplace:
         settings = self.config.fingerprint(training)
         if not self.config.finished:
             return settings
-        return f"{settings}-{digest(self.data / training / str(seed), self.outputs)}"
+        return f"{settings}-{digest(self.network_folder(training, seed), self.outputs)}"
+
+    def network_folder(self, training: str, seed: int) -> Path:
+        """Where the outputs of a finished network are."""
+        return self.data / training / str(seed)
 
     def run_name(self, training: str, seed: int) -> str:
         """Name of a model's folders; other settings give another name."""

@@ -1,13 +1,15 @@
-"""Files that are there whole or not at all, and tensors in them."""
+"""Files that are there whole or not at all, tensors in them, and what tells their content apart."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +106,15 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
     except Exception:  # safetensors raises its own type, and OSError
         return None
     return tensors
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal; read again only when size or time have changed."""
+    about = path.stat()
+    return _content_digest(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _content_digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
