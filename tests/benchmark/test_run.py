@@ -160,8 +160,16 @@ def test_another_score_and_another_protocol_train_nothing(finished: Workplace) -
     before = len(read_rows(finished.output / "results.csv"))
     assert run_benchmark(more).summary.line("vos", "kNN", "mean", "fpr95") is not None
     assert len(read_rows(finished.output / "results.csv")) == before + 2 * 3 * 3
-    found = run_benchmark(more, "openood").summary.line("vos", "kNN", "mean", "fpr95_ood_positive")
-    assert found is not None
+    before = times(finished.output)
+    result = run_benchmark(more, "openood")
+    assert result.summary.line("vos", "kNN", "mean", "fpr95_ood_positive") is not None
+    reports = {"report.md", "report.html", "summary.csv"}  # those of the paper's protocol stay
+    assert {name: times(finished.output)[name] for name in reports} == {
+        name: before[name] for name in reports
+    }
+    assert result.report.name == "report-openood.html"
+    assert "FPR95, OOD positive" in (finished.output / "report-openood.md").read_text()
+    assert "fpr95_ood_positive" in (finished.output / "summary-openood.csv").read_text()
     assert times(finished.output / "models") == models
 
 
@@ -238,8 +246,10 @@ def test_settings_that_the_benchmark_makes_are_refused(
 
 
 def test_a_bar_in_a_name_is_no_column() -> None:
-    table = Table("t", ["training", "accuracy"], [["β | γ", "1"]], [0])
-    assert table.markdown().splitlines()[-1] == r"| **β \| γ** | **1** |"
+    table = Table("t", ["training", "cats|dogs"], [["β | γ", "1"]], [0])
+    _, _, headings, _, row = table.markdown().splitlines()
+    assert headings == r"| training | cats\|dogs |"
+    assert row == r"| **β \| γ** | **1** |"
 
 
 def test_a_set_is_looked_for_among_the_data_first(

@@ -95,6 +95,12 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def file_of(name: str, protocol: str) -> str:
+    """A file's name, told apart by protocol where that is not the paper's: "report-openood.md"."""
+    stem, dot, ending = name.rpartition(".")
+    return name if protocol == "paper" else f"{stem}-{protocol}{dot}{ending}"
+
+
 def get_protocol(name: str) -> Protocol:
     """A protocol by name.
 

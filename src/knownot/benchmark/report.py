@@ -1,4 +1,4 @@
-"""`report.md` and `report.html`: the same tables twice, the page with a figure."""
+"""The reports `report.md` and `report.html`: the same tables twice, the page with a figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knownot.benchmark.config import BenchmarkConfig
-from knownot.benchmark.protocols import get_protocol
+from knownot.benchmark.protocols import file_of, get_protocol
 from knownot.benchmark.results import KNOWN
 from knownot.benchmark.scores import OURS
 from knownot.benchmark.summary import FAR, MEAN, NEAR, Line, Summary
@@ -43,10 +43,12 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table under its title."""
-        lines = [f"| {' | '.join(self.headings)} |", "|" + "---|" * len(self.headings)]
-        for i, row in enumerate(self.rows):
-            cells = [cell.replace("|", "\\|") for cell in row]
-            cells = [f"**{cell}**" for cell in cells] if i in self.chosen else cells
+        headings, *rows = (
+            [cell.replace("|", "\\|") for cell in row] for row in (self.headings, *self.rows)
+        )
+        lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+        for i, row in enumerate(rows):
+            cells = [f"**{cell}**" for cell in row] if i in self.chosen else row
             lines.append(f"| {' | '.join(cells)} |")
         return f"{self.title}\n\n" + "\n".join(lines)
 
@@ -65,7 +67,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
     text = "\n".join(lines) + "\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n"
     if notes:
         text += "\nNot computed:\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    write_text(place.output / "report.md", text)
+    write_text(place.output / file_of("report.md", protocol), text)
     page = render(
         "benchmark",
         title=place.config.about,
@@ -74,7 +76,7 @@ def write_report(place: Workplace, protocol: str, summary: Summary, failed: dict
         notes=notes,
         figure=data_url(_figure(place.config, protocol, summary), "png"),
     )
-    path = place.output / "report.html"
+    path = place.output / file_of("report.html", protocol)
     write_text(path, page)
     return path
 

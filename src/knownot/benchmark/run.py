@@ -16,7 +16,7 @@ from knownot.benchmark.config import PhotoTraining
 from knownot.benchmark.image_sets import photo_folder
 from knownot.benchmark.network_recipe import NetworkRecipe
 from knownot.benchmark.photo_recipe import PhotoRecipe
-from knownot.benchmark.protocols import get_protocol
+from knownot.benchmark.protocols import file_of, get_protocol
 from knownot.benchmark.recipe import Recipe
 from knownot.benchmark.report import write_report
 from knownot.benchmark.results import KNOWN, Row, read_rows, versions, write_rows
@@ -40,7 +40,7 @@ class BenchmarkResult:
     Attributes:
         summary: Means over seeds, with intervals.
         failed: Method and reason of what could not be computed.
-        report: The HTML report; `report.md` is beside it.
+        report: The HTML report; the Markdown one is beside it.
     """
 
     summary: Summary
@@ -75,7 +75,7 @@ def run_benchmark(place: Workplace, protocol: str = "paper") -> BenchmarkResult:
             for training in place.config.methods:
                 _measure(place, recipe, protocol, training, seed, rows, failed)
         summary = summarise(place, protocol, rows)
-        summary.save(place.output / SUMMARY)
+        summary.save(place.output / file_of(SUMMARY, protocol))
         told = _by_method(failed, place.config.seeds)
         report = write_report(place, protocol, summary, told)
         return BenchmarkResult(summary, told, report)

@@ -59,8 +59,9 @@ def benchmark(
 
     [bold]knownot benchmark --networks networks/[/]   yours, trained with whatever
 
-    Writes results.csv, summary.csv, report.md and report.html. The same command goes on where the
-    last one was interrupted; what is in the results is not measured again.
+    Writes results.csv, summary.csv, report.md and report.html (by another protocol summary-openood.csv
+    and so on). The same command goes on where the last one was interrupted; what is in the results is
+    not measured again.
     """
     from knownot.benchmark.run import run_benchmark
     from knownot.benchmark.workplace import Workplace
