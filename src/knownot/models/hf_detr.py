@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from knownot.errors import ConfigError, MissingExtraError
-from knownot.models.backbones import known_architecture
-from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
+from knownot.models.hf_regions import TransformersRegions, backbone_name, network_of, relative
+from knownot.models.regions import Detections, MatchedRegions, Targets
 
 if TYPE_CHECKING:
     from transformers import DetrForObjectDetection
-
-_MOST_LAYERS = 100  # that a stranger's folder may ask for
 
 
 class DetrSettings(BaseModel):
@@ -38,7 +35,7 @@ class _SavedDetr(DetrSettings):
     network: dict[str, Any]  # transformers' configuration
 
 
-class DetrRegions(RegionModel):
+class DetrRegions(TransformersRegions):
     """A DETR of transformers: each object query is a region, without non-maximum suppression.
 
     Args:
@@ -70,8 +67,7 @@ class DetrRegions(RegionModel):
         self.num_classes = config.num_labels
         self.feature_dim = self.scored_dim = config.d_model
         self.background_index = config.num_labels
-        backbone = config.backbone_config
-        self.architecture = f"DETR on {getattr(backbone, 'backbone', backbone.model_type)}"
+        self.architecture = f"DETR on {backbone_name(config)}"
         self.image_size = self.settings.image_size
         # Photos come in [0, 1]; `_batch` resizes them. Mean and deviation are ImageNet's.
         self.processor = processor(do_resize=False, do_rescale=False)
@@ -92,7 +88,7 @@ class DetrRegions(RegionModel):
         """
         self.train()
         annotations = [
-            {"boxes": _relative(target["boxes"], image), "class_labels": target["labels"]}
+            {"boxes": relative(target["boxes"], image), "class_labels": target["labels"]}
             for image, target in zip(images, targets, strict=True)
         ]
         outputs = self.model(**self._batch(images), labels=annotations)
@@ -107,24 +103,8 @@ class DetrRegions(RegionModel):
             kind = name.rstrip("_0123456789")  # "loss_ce_0" is that of the first decoder layer
             if kind in weights:  # the cardinality error is no loss
                 losses[name] = weights[kind] * value
-        return losses, self._matched(outputs, annotations)
-
-    def _matched(self, outputs: Any, annotations: list[dict[str, Tensor]]) -> MatchedRegions:
-        # The loss matches with a matcher that it makes for itself and drops. To match again costs
-        # little beside the network and gives the same pairs; to record its pairs would mean
-        # replacing a class inside transformers, or copying its loss.
-        pairs = self.matcher(
-            {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}, annotations
-        )
-        photos = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(pairs)])
-        rows = torch.cat([rows for rows, _ in pairs])
-        labels = [
-            annotation["class_labels"][objects]
-            for annotation, (_, objects) in zip(annotations, pairs, strict=True)
-        ]
-        return MatchedRegions(
-            outputs.last_hidden_state[photos, rows], outputs.logits[photos, rows], torch.cat(labels)
-        )
+        of_queries = outputs.logits, outputs.pred_boxes, outputs.last_hidden_state
+        return losses, self.matched(*of_queries, annotations)
 
     def detect(self, images: list[Tensor], proposals: bool = False) -> list[Detections]:
         """The most certain queries, each with its most likely class, logits and feature."""
@@ -151,19 +131,6 @@ class DetrRegions(RegionModel):
             )
         return found
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the backbone, and of transformer and heads; frozen ones left out."""
-        inside = list(self.model.model.backbone.parameters())
-        known = {id(p) for p in inside}
-        rest = [p for p in self.parameters() if id(p) not in known]
-        return [p for p in inside if p.requires_grad], [p for p in rest if p.requires_grad]
-
-    def describe(self) -> dict[str, Any]:
-        """The settings, and transformers' configuration as `network`."""
-        network = self.model.config.to_dict()
-        del network["_name_or_path"]  # where the maker's machine had it
-        return {**self.settings.model_dump(), "network": network}
-
     @classmethod
     def rebuild(cls, num_classes: int, description: dict[str, Any]) -> DetrRegions:
         """A DETR of this configuration, with random weights."""
@@ -171,19 +138,7 @@ class DetrRegions(RegionModel):
         from transformers import DetrConfig, DetrForObjectDetection
 
         saved = _SavedDetr(**description)
-        backbone = saved.network.get("backbone_config")
-        if not isinstance(backbone, dict):
-            raise ConfigError("network: expected a backbone_config")
-        if name := backbone.get("backbone"):
-            known_architecture(str(name))
-        layers = [saved.network.get(f"{part}_layers", 0) for part in ("encoder", "decoder")]
-        if not all(isinstance(number, int) and 0 <= number <= _MOST_LAYERS for number in layers):
-            raise ConfigError(f"network: expected at most {_MOST_LAYERS} layers, got {layers}")
-        try:
-            config = DetrConfig.from_dict(saved.network)
-            model = DetrForObjectDetection(config)
-        except Exception as error:  # transformers raises many kinds
-            raise ConfigError(f"network: transformers cannot build it ({error})") from None
+        model = network_of(DetrConfig, DetrForObjectDetection, saved.network)
         return cls(model, DetrSettings(**saved.model_dump(exclude={"network"})))
 
     def _batch(self, images: list[Tensor]) -> dict[str, Tensor]:
@@ -206,18 +161,6 @@ class DetrRegions(RegionModel):
         to = SizeDict(height=max(1, height), width=max(1, width))
         resized: Tensor = self.processor.resize(image, to)
         return resized
-
-
-def _relative(boxes: Tensor, image: Tensor) -> Tensor:
-    """Boxes (B, 4), corners in pixels, as centre and size in fractions of a photo (3, H, W).
-
-    Of the photo as it was, like the boxes that `post_process_object_detection` decodes. The
-    processor's own conversion is not used: in a batch of several sizes it gives fractions of the
-    padded photo, which are other boxes.
-    """
-    height, width = image.shape[-2:]
-    centred: Tensor = box_convert(boxes, "xyxy", "cxcywh")
-    return centred / centred.new_tensor([width, height, width, height])
 
 
 def _from_transformers() -> tuple[Any, Any]:
