@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 
-from knownot.errors import ConfigError
+from knownot.errors import ConfigError, DataError
 from knownot.training.fit import Silent
 from tests.training.small_training import run, weights
 
@@ -49,6 +50,39 @@ def test_resuming_after_ctrl_c_gives_the_same_model(
     assert (tmp_path / ".broken.run" / "checkpoints" / "last.ckpt").exists() == (epoch > 0)
     run(photos, tmp_path / "broken", finetune=finetune, workers=workers_after, resume=True)
     assert not (tmp_path / ".broken.run").exists()
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+def test_a_disk_that_fills_up_costs_no_finished_epoch(photos: Path, tmp_path: Path) -> None:
+    last = tmp_path / ".broken.run" / "checkpoints" / "last.ckpt"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fill(Silent):
+        """No file gets longer than half a checkpoint from the second epoch on."""
+
+        def callbacks(self) -> list[L.Callback]:
+            class Full(L.Callback):
+                def on_train_epoch_start(self, trainer, module) -> None:
+                    if trainer.current_epoch == 1:
+                        self.whole = last.read_bytes()
+                        limit = len(self.whole) // 2
+                        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+
+            self.full = Full()
+            return [self.full]
+
+    run(photos, tmp_path / "whole", finetune="all")
+    fill = Fill()
+    try:
+        with pytest.raises(DataError, match=r"last\.ckpt: cannot be written"):
+            run(photos, tmp_path / "broken", fill, finetune="all")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert last.read_bytes() == fill.full.whole
+    run(photos, tmp_path / "broken", finetune="all", resume=True)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     for key, value in whole.items():
         assert torch.equal(value, resumed[key]), key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import signal
@@ -18,13 +19,17 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from knownot.errors import KnownotError, TrainingError
+from knownot.errors import DataError, KnownotError, TrainingError
 from knownot.models.model_folder import choose_device
+from knownot.training.checkpoints import WholeCheckpoints
 from knownot.training.config import CommonConfig
 from knownot.training.interrupts import signals_between_steps
 from knownot.training.plan import Plan
 from knownot.training.ranks import Ranks, process_state_kept
 from knownot.training.run_folder import RunFolder
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Reporter(Protocol):
@@ -78,6 +83,7 @@ def fit(
     Raises:
         KeyboardInterrupt: After Ctrl-C or SIGTERM, between two steps.
         SystemExit: When this is not the first of several processes.
+        DataError: If checkpoints or logs cannot be written.
     """
     chosen = choose_device(config.device)
     device = chosen.type
@@ -109,6 +115,7 @@ def fit(
                     *callbacks,
                     *([stop] if ranks.first else []),  # the others end with it
                 ],
+                plugins=[WholeCheckpoints()],
                 enable_progress_bar=False,  # the reporter draws its own
                 enable_model_summary=False,
                 log_every_n_steps=1,
@@ -120,6 +127,13 @@ def fit(
     except KeyboardInterrupt:
         if ranks.first:
             raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise DataError(
+            f"{error.filename or run.root}: cannot be written ({error.strerror}); make room, then go on "
+            "with --resume"
+        ) from None
     if ranks.several and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not ranks.first:
