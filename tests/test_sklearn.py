@@ -151,7 +151,9 @@ def test_folds_hold_every_row_once_and_never_a_lone_one(cv: int) -> None:
     [
         ({"metric": "manhattan"}, "metric: expected euclidean or cosine"),
         ({"alpha": 1.0}, "alpha: expected a fraction"),
+        ({"alpha": "0.05"}, "alpha: expected a number, got '0.05'"),
         ({"cv": 1}, "cv: expected 0, two folds"),
+        ({"cv": 2.5}, "cv: expected 0, two folds or more, or None, got 2.5"),
         ({"validation_fraction": 0.0}, "validation_fraction"),
         ({"unknown_label": 2}, "unknown_label: 2 is one of the classes"),
         ({"ood_score": "max"}, "ood_score: expected one of"),
@@ -191,6 +193,21 @@ def test_a_word_among_numbers_leaves_them_numbers() -> None:
     answers = fitted.predict(np.vstack([X, X + 1e6])).tolist()
     assert set(answers[120:]) == {"?"}
     assert set(answers[:120]) <= {*y.tolist(), "?"}
+
+
+def test_a_number_among_words_leaves_them_words() -> None:
+    X, y = blobs(120)
+    words = np.array(["one", "two", "three"])[y]
+    fitted = UnknownAwareClassifier(random_state=0, cv=0, unknown_label=-1).fit(X, words)
+    answers = fitted.predict(np.vstack([X, X + 1e6])).tolist()
+    assert set(answers[120:]) == {-1}
+    assert set(answers[:120]) <= {*words.tolist(), -1}
+
+
+def test_rows_that_are_the_same_few_are_warned_of() -> None:
+    y = np.arange(60) % 2
+    with pytest.warns(UserWarning, match="only 2 different rows among 60"):
+        UnknownAwareClassifier(random_state=0, epochs=1).fit(np.c_[y, 1 - y], y)
 
 
 def test_a_column_that_is_the_same_in_all_rows_says_nothing() -> None:

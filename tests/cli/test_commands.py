@@ -70,11 +70,22 @@ def test_the_group_lists_commands_and_exit_codes(knownot_command: Run) -> None:
     assert knownot_command("--version").out == f"knownot {knownot.__version__}\n"
 
 
-@pytest.mark.parametrize("args", [("trian",), ("train", "--epoch"), ("predict", "model/")])
+@pytest.mark.parametrize(
+    "args", [("trian",), ("train", "--epoch"), ("predict", "model/"), ("train", "", "-o", "m")]
+)
 def test_a_wrong_command_line_is_two(knownot_command: Run, args: tuple[str, ...]) -> None:
     result = knownot_command(*args)
     assert result.code == 2
     assert result.out == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_told(model: Path) -> None:
+    command = [sys.executable, "-m", "knownot", "info", str(model)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device)\n"
 
 
 def test_train_writes_a_model_folder_that_loads(model: Path) -> None:

@@ -45,6 +45,44 @@ def test_train_and_val_folders_are_found(tmp_path: Path) -> None:
     assert splits.val.counts() == {"cat": 5, "dog": 5}
 
 
+def test_split_folders_may_have_capitals(tmp_path: Path) -> None:
+    for split, count in (("Train", 12), ("VAL", 5)):
+        for name in ("cat", "dog"):
+            add(tmp_path / split / name, count)
+    splits = read_splits(tmp_path)
+    assert splits.train.counts() == {"cat": 12, "dog": 12}
+    assert splits.val.counts() == {"cat": 5, "dog": 5}
+
+
+@pytest.mark.parametrize("split", ["val", "Test"])
+def test_a_split_among_the_classes_is_refused(tmp_path: Path, split: str) -> None:
+    for folder in ("cat", "dog", f"{split}/cat", f"{split}/dog"):
+        add(tmp_path / folder, 6)
+    with pytest.raises(DataError, match=rf"{split}: stands among the classes of .*train"):
+        read_splits(tmp_path)
+
+
+def test_what_is_neither_split_nor_class_is_told(tmp_path: Path) -> None:
+    two_splits(tmp_path)
+    add(tmp_path / "bus", 3)
+    (tmp_path / "papers").mkdir()
+    splits = read_splits(tmp_path)
+    assert [note for note in splits.warnings if "left out" in note] == [
+        f"bus: left out, as the classes are those of {tmp_path / 'train'}; if it holds a class, move it "
+        "there"
+    ]
+
+
+def test_a_model_among_the_classes_is_no_class(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "model/thumbnails"):
+        add(tmp_path / name, 6)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).touch()
+    splits = read_splits(tmp_path)
+    assert splits.train.classes == ["cat", "dog"]
+    assert any("model: a model folder, no class" in note for note in splits.warnings)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_without_a_val_folder_a_stratified_part_is_set_aside(tmp_path: Path, wrapped) -> None:
     root = tmp_path / "train" if wrapped else tmp_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ def test_answers_for_paths_images_arrays_and_tensors(
     for one in (path, str(path), image, array, tensor):
         assert len(model.predict(one)) == 1
     assert len(model.predict(p for p in kinds)) == 6
+    several = (
+        np.array([str(path)] * 2),
+        np.array([path, image], object),
+        {0: path, 1: image}.values(),
+    )
+    for group in (*several, deque([path, image])):
+        assert [a.label for a in model.predict(group)] == ["green", "green"]
+    with path.open("rb") as file:
+        for one in (
+            path.read_bytes(),
+            file,
+            {path: 0},
+        ):  # one photo each, and none that is known here
+            assert [a.label for a in model.predict(one)] == [""]
     for stack in (torch.stack([tensor, tensor]), np.stack([array, array])):
         assert [a.label for a in model.predict(stack)] == ["green", "green"]
         assert model.predict(stack[:0]) == []
@@ -217,6 +232,11 @@ def test_impossible_requests_are_refused() -> None:
         model.calibrate(torch.rand(0, model.scored_dim))
     with pytest.raises(ConfigError, match=r"alpha: expected a fraction in \(0, 1\), got 0"):
         UnknownAwareClassifier(tiny_backbone(), 8, ["a", "b"], alpha=0)
+    with pytest.raises(ConfigError, match=r"alpha: expected a fraction in \(0, 1\), got 'high'"):
+        model.threshold("high")
+    model.calibrate(torch.rand(30, model.scored_dim))
+    with pytest.raises(ConfigError, match=r"score: expected one of energy, .*, got \['knn'\]"):
+        model.predict(noisy(COLOURS["red"], 0), score=["knn"])
 
 
 def test_scores_that_are_fitted_anew_are_not_calibrated() -> None:
@@ -232,6 +252,19 @@ def test_parts_are_not_chosen_without_known_rows() -> None:
     logits = torch.rand(30, len(model.classes))
     with pytest.raises(DataError, match="known: no row"):
         model.choose_combination((logits[:0], none), [(logits, some)] * 2)
+
+
+def test_the_range_of_thresholds_is_that_of_the_groups() -> None:
+    model = tiny_model()
+    rows = torch.rand(300, model.scored_dim)
+    model.calibrate(rows)
+    assert model.threshold_range() == (model.threshold(), model.threshold())
+    model.calibrate(rows, classwise=True)
+    calibration = model.calibration(model.default_score)
+    of_groups = [calibration.threshold(0.1, k) for k in set(calibration.groups.tolist())]
+    low, high = model.threshold_range(0.1)
+    assert low <= min(of_groups) <= max(of_groups) <= high
+    assert {low, high} <= {*of_groups, model.threshold(0.1)}
 
 
 def test_classwise_calibration_uses_the_predicted_class() -> None:

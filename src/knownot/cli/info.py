@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
     from knownot.models.classifier import UnknownAwareClassifier
     from knownot.models.detector import UnknownAwareDetector
+    from knownot.models.unknown_aware import UnknownAwareModel
 
 
 def info(
@@ -101,7 +102,9 @@ def _model(folder: Path) -> dict[str, Any]:
         "default score": model.default_score,
         "combined from": model.combined.parts if model.combined else [],
         "alpha": model.alpha,
-        "threshold": model.threshold(),
+        "threshold": model.threshold(),  # of all together
+        "calibration": _calibration(model),
+        "thresholds": [*model.threshold_range()],
         **(_vos(model.vos) if model.with_vos else {"trained with VOS": False}),
         "training photos": metrics.get("n_train"),
         **{
@@ -110,6 +113,12 @@ def _model(folder: Path) -> dict[str, Any]:
             if name in metrics
         },
     }
+
+
+def _calibration(model: UnknownAwareModel) -> str:
+    if not model.classwise:
+        return "all together"
+    return "by class and size of the box" if model.task == "detect" else "by class"
 
 
 def _vos(vos: VirtualOutlierLoss) -> dict[str, Any]:

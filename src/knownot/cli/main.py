@@ -6,7 +6,9 @@ for torch.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -37,7 +39,13 @@ _ERROR, _INTERRUPTED = 1, 130
 
 
 class _Group(TyperGroup):
-    """Says that a command was interrupted, where the command has nothing better to say."""
+    """Says what is said of every command: that it was interrupted, or given an empty word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an empty word, which as a path would be the folder that one is in."""
+        if "" in args:
+            ctx.fail("an empty word ('') among the arguments; is a variable of the shell not set?")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -96,7 +104,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with sigterm_as_ctrl_c():
-            app()
+            try:
+                app()
+            finally:
+                sys.stdout.flush()
     except KnownotError as error:
         from knownot.cli.console import plain, stderr
 
@@ -105,6 +116,15 @@ def main() -> None:
     except KeyboardInterrupt:  # before the command began
         _say_interrupted()
         sys.exit(_INTERRUPTED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        from knownot.cli.console import stderr
+
+        stderr().print(f"[bold red]error:[/] the output cannot be written ({error.strerror})")
+        # What is left of it would be tried once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_ERROR)
 
 
 def _say_interrupted() -> None:

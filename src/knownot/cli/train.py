@@ -374,15 +374,19 @@ def _print_result(folder: Path, metrics: dict[str, Any]) -> None:
         table.add_row("mAP before, after VOS", _before_and_after(metrics))
     if detector:
         table.add_row("boxes count above", f"{metrics['box_threshold']:.2f}")
-    if math.isinf(metrics["threshold"]):
+    low, high = metrics["threshold_range"]
+    if math.isinf(low):
         table.add_row("score", f"{metrics['score']}, calls nothing unknown")
     else:
-        table.add_row("score", f"{metrics['score']}, unknown above {metrics['threshold']:.4g}")
+        above = f"{low:.4g}"
+        if low < high:
+            above += f" to {high:.4g}, by class{' and size of the box' if detector else ''}"
+        table.add_row("score", f"{metrics['score']}, unknown above {above}")
         known = "boxes around known objects" if detector else "known photos"
         table.add_row(f"{known} called unknown, at most about", percent(metrics["alpha"]))
     table.add_row("time", f"{metrics['seconds']:.0f} s")
     stdout().print(table)
-    if detector and math.isinf(metrics["threshold"]):  # of photos the plan has said so
+    if detector and math.isinf(low):  # of photos the plan has said so
         stderr().print(
             f"note: nothing can be called unknown: alpha {metrics['alpha']:g} takes at least "
             f"{least_calibration(metrics['alpha'])} known objects found on validation photos, here are "

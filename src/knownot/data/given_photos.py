@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,16 @@ from knownot.errors import DataError
 
 def as_list(photos: Any) -> Sequence[Any]:
     """The photos of one argument: a single one becomes a list of one, a stack (N, ...) one of N."""
-    if getattr(photos, "ndim", None) == 4:
-        return list(photos)
-    if isinstance(photos, (str, Path)) or not isinstance(photos, Sequence):
-        return list(photos) if isinstance(photos, Iterator) else [photos]
-    return photos
+    single = isinstance(photos, (str, bytes, bytearray, Path, Image.Image, Mapping))
+    if single or hasattr(photos, "read"):
+        return [photos]
+    # An array of names, or a column of them, is several photos; one of pixels, one.
+    of_pixels = isinstance(photos, np.ndarray) and photos.dtype.kind in "biuf"
+    if (of_pixels or _is_tensor(photos)) and photos.ndim != 4:
+        return [photos]
+    if isinstance(photos, Sequence):
+        return photos
+    return list(photos) if isinstance(photos, Iterable) else [photos]
 
 
 def to_pil(photo: Any) -> Image.Image:

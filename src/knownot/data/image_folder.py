@@ -20,6 +20,7 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_MODEL_FILES = ("config.json", "model.safetensors")  # of a model folder, which is no class
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def read_labelled(root: str | Path, classes: Sequence[str] | None = None) -> Pho
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
         raise DataError(f"{root}: is a file; expected a folder with one sub-folder for each class")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = [p for p in _subfolders(root) if not _is_model(p)]
     if not folders:
         raise DataError(
             f"{root}: has no sub-folders; expected {root}/<class name>/<photos> for each class, or for a "
@@ -183,11 +184,21 @@ def read_labelled(root: str | Path, classes: Sequence[str] | None = None) -> Pho
 
 def find_split(root: Path, split: str) -> Path | None:
     """The sub-folder of `root` that holds a split ("train", "val" or "test"), or None."""
+    folders = [p for p in _subfolders(root) if _subfolders(p)]
     for name in _SPLIT_NAMES[split]:
-        folder = root / name
-        if folder.is_dir() and any(p.is_dir() for p in folder.iterdir()):
-            return folder
+        # As it is written here, or else in capitals.
+        for folder in sorted(folders, key=lambda p: p.name != name):
+            if folder.name.lower() == name:
+                return folder
     return None
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _is_model(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _MODEL_FILES)
 
 
 def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> Splits:
@@ -197,13 +208,21 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
     a validation folder a stratified share of the training photos is set aside.
 
     Raises:
-        DataError: If fewer than two classes are found, or a class is called "unknown".
+        DataError: If fewer than two classes are found, a class is called "unknown", or a folder of
+            validation or test photos stands among the classes.
     """
     root = Path(root)
     notes: list[str] = []
     train_folder = find_split(root, "train") if root.is_dir() else None
     train = read_labelled(train_folder or root)
     _check_classes(train, train_folder or root)
+    for split in ("val", "test"):
+        if not train_folder and (folder := find_split(root, split)):
+            raise DataError(
+                f"{folder}: stands among the classes of {root}; move these into {root / 'train'}, or give "
+                "it another name if it is one of them"
+            )
+    notes += _left_out(root, train_folder)
     val_folder = find_split(root, "val") if train_folder else None
     if val_folder:
         val = read_labelled(val_folder, train.classes)
@@ -243,6 +262,25 @@ def read_splits(root: str | Path, val_fraction: float = 0.2, seed: int = 0) -> S
                 f"{len(twice)} photo(s) of {split} have several classes, for example {shown}"
             )
     return Splits(train, val, notes, set_aside=val_folder is None)
+
+
+def _left_out(root: Path, train_folder: Path | None) -> list[str]:
+    """What is said of sub-folders that are neither class nor split."""
+    if train_folder is None:
+        models = [p.name for p in _subfolders(root) if _is_model(p)]
+        return [f"{', '.join(models)}: a model folder, no class; left out"] if models else []
+    used = {find_split(root, split) for split in _SPLIT_NAMES}
+    beside = [
+        p.name
+        for p in _subfolders(root)
+        if p not in used and not _is_model(p) and any(True for _ in walk_photos(p))
+    ]
+    if not beside:
+        return []
+    return [
+        f"{', '.join(beside[:10])}: left out, as the classes are those of {train_folder}; if it holds a "
+        "class, move it there"
+    ]
 
 
 def shared_photos(splits: dict[str, list[Path]]) -> list[tuple[Path, ...]]:

@@ -209,6 +209,7 @@ def _summary(
         "alpha": alpha,
         "score": score,
         "threshold": threshold,
+        "threshold_range": [*model.threshold_range(alpha, score)],
         "flagged_id": float(unknown.double().mean()),
         "flagged_id_interval": binomial_interval(int(unknown.sum()), len(unknown)),
         "ood": {},

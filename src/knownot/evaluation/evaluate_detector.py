@@ -276,6 +276,7 @@ def _summary(
         "alpha": alpha,
         "score": score,
         "threshold": threshold,
+        "threshold_range": [*model.threshold_range(alpha, score)],
         "n_id_boxes": int(sum(kept.sum() for kept in id_set.counted)),
         "n_id_objects_found": len(unknown),
         "flagged_id": float(unknown.double().mean()) if len(unknown) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
@@ -257,16 +258,31 @@ class UnknownAwareModel(HubMethods, nn.Module):
         """The score above which a row is unknown (of the pooled calibration)."""
         return self.calibration(score or self.default_score).threshold(self.valid_alpha(alpha))
 
+    def threshold_range(
+        self, alpha: float | None = None, score: str | None = None
+    ) -> tuple[float, float]:
+        """The lowest and the highest threshold in use: equal unless calibration is by group.
+
+        Of groups with too few rows the pooled threshold counts.
+        """
+        calibration, alpha = self.calibration(score or self.default_score), self.valid_alpha(alpha)
+        groups = set() if calibration.groups is None else set(calibration.groups.tolist())
+        found = [calibration.threshold(alpha, group) for group in (None, *groups)]
+        return min(found), max(found)
+
     def valid_alpha(self, alpha: float | None) -> float:
         """The given alpha, or the model's own for None.
 
         Raises:
             ConfigError: If it is outside (0, 1).
         """
-        alpha = self.alpha if alpha is None else float(alpha)
-        if not 0 < alpha < 1:
-            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha}")
-        return alpha
+        try:
+            found = self.alpha if alpha is None else float(alpha)
+        except (TypeError, ValueError):
+            found = math.nan
+        if not 0 < found < 1:
+            raise ConfigError(f"alpha: expected a fraction in (0, 1), got {alpha!r}")
+        return found
 
     def calibration(self, score: str) -> ConformalCalibration:
         """The calibration of a score.
@@ -277,7 +293,7 @@ class UnknownAwareModel(HubMethods, nn.Module):
         """
         if not self.calibrations:
             raise ModelFileError("the model is not calibrated; call calibrate() or train it anew")
-        if score not in self.calibrations:
+        if score not in list(self.calibrations):  # which may be anything, a list too
             raise ConfigError(
                 f"score: expected one of {', '.join(self.calibrations)}, got {score!r}"
             )

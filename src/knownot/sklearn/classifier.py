@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -37,6 +37,7 @@ from knownot.training.head_first import train_head
 
 _LEAST_STEPS = 500
 _FEW = 500  # rows, below which none is spared for calibration
+_FEW_DIFFERENT = 4  # rows, below which those of one fold tell nothing of another's
 _ROWS = 1024  # that are scored together: each is compared with all that kNN remembers
 # Standardised rows of D numbers have length sqrt(D); see `_rows`.
 _HEIGHT = 3.0
@@ -129,6 +130,7 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         check_classification_targets(known)
         self.classes_, of_rows = np.unique(known, return_inverse=True)
         self._check()
+        self._warn_of_repeated_rows(given)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.centre_ = given.mean(0)
         spread = given.std(0)
@@ -159,8 +161,8 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 # -1 would be 255 among labels of one byte without a sign.
                 wide = np.result_type(labels.dtype, np.min_scalar_type(int(unknown)))
                 labels = labels.astype(wide)
-            elif labels.dtype.kind in "biuf" and isinstance(unknown, str):
-                labels = labels.astype(object)  # else all would become text
+            elif (labels.dtype.kind in "US") != isinstance(unknown, str):
+                labels = labels.astype(object)  # text and numbers, which NumPy would not mix
             labels = np.where(self._flagged(answers.p_values), unknown, labels)
         return labels
 
@@ -206,12 +208,21 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 raise ValueError(
                     f"{name}: expected a whole number of at least {least}, got {value!r}"
                 )
+        for name, number in (
+            ("vos_weight", self.vos_weight),
+            ("alpha", self.alpha),
+            ("validation_fraction", self.validation_fraction),
+        ):
+            if not isinstance(number, Real):
+                raise ValueError(f"{name}: expected a number, got {number!r}")
         if not 0 <= self.vos_weight < math.inf:
             raise ValueError(f"vos_weight: expected a number of at least 0, got {self.vos_weight}")
         if not 0 <= self.alpha < 1:
             raise ValueError(f"alpha: expected a fraction in [0, 1), got {self.alpha}")
-        if self.cv is not None and (self.cv < 0 or self.cv == 1):
-            raise ValueError(f"cv: expected 0, two folds or more, or None, got {self.cv}")
+        if self.cv is not None and not (
+            isinstance(self.cv, Integral) and self.cv >= 0 and self.cv != 1
+        ):
+            raise ValueError(f"cv: expected 0, two folds or more, or None, got {self.cv!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction: expected a fraction in (0, 1), got {self.validation_fraction}"
@@ -252,6 +263,20 @@ class UnknownAwareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 f"nothing can be called unknown: alpha {self.alpha:g} takes at least "
                 f"{least_calibration(self.alpha)} rows set aside for calibration, there are {held}; "
                 "add rows, or raise alpha or validation_fraction",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @staticmethod
+    def _warn_of_repeated_rows(given: NDArray[np.float64]) -> None:
+        """Say so where the rows of a fold are those of every other: which score is large is chance."""
+        different = len(np.unique(given[:1000], axis=0))
+        if different < _FEW_DIFFERENT and len(given) > 1000:
+            different = len(np.unique(given, axis=0))
+        if different < min(_FEW_DIFFERENT, len(given)):
+            warnings.warn(
+                f"X: only {different} different rows among {len(given)}; rows that were fitted may be called "
+                "unknown",
                 UserWarning,
                 stacklevel=3,
             )

@@ -28,7 +28,6 @@ from knownot.training.plan import Plan
 from knownot.training.ranks import Ranks, process_state_kept
 from knownot.training.run_folder import RunFolder
 
-
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 

@@ -38,6 +38,9 @@ class TrainResult:
         metrics = json.loads((training / METRICS).read_text())
         if metrics["threshold"] is None:  # JSON has no infinity
             metrics["threshold"] = math.inf
+        if "threshold_range" in metrics:
+            ends = metrics["threshold_range"]
+            metrics["threshold_range"] = [math.inf if end is None else end for end in ends]
         return cls(
             folder,
             metrics,

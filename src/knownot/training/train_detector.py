@@ -301,6 +301,7 @@ def _metrics(
         "alpha": model.alpha,
         "score": model.default_score,
         "threshold": model.threshold(),
+        "threshold_range": [*model.threshold_range()],
         "box_threshold": model.box_threshold,
         "radius_ratio": model.vos.radius_ratio,
         "vos_started": model.with_vos and model.vos.steps > model.vos.start_step,
