@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 
+import pytest
 import torch
 
 from knownot.core.combination import TailLogP, choose_parts
@@ -25,6 +27,16 @@ def test_parts_that_each_see_something_stay_together() -> None:
     known = scores_of(dict.fromkeys(parts, 0.0), 1000, 0)
     outliers = [scores_of(dict.fromkeys(parts, 0.0) | {p: 4.0}, 500, 1) for p in parts]
     assert choose_parts(known, outliers, parts) == parts
+
+
+def test_scores_that_float32_cannot_tell_apart_are_warned_of() -> None:
+    scores = torch.rand(500, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TailLogP().fit(scores)
+        TailLogP().fit((1000 * scores).round())
+    with pytest.warns(UserWarning, match="float32 takes different ones for the same"):
+        TailLogP().fit(scores + 1e6)
 
 
 def test_an_infinite_score_costs_no_order() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from knownot.core.outliers import GaussianTail
 from knownot.core.virtual_outlier_loss import VirtualOutlierLoss
+from knownot.core.window_gaussians import WindowGaussians
 from tests.core.losses import batch, make
 
 
@@ -57,6 +61,62 @@ def test_a_head_of_other_columns_is_refused_at_the_first_call() -> None:
         ValueError, match="head: makes 5 columns of the features, the logits have 3"
     ):
         vos(features, torch.randn(30, 3), labels)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (nn.Sequential(nn.Dropout(), nn.Linear(4, 5)), "head: makes 5 columns of the features"),
+        (nn.Sequential(nn.Linear(5, 3)), r"head: takes no row of 4 features \("),
+        (lambda rows: rows.sum(), r"head: makes \(\), no columns"),
+    ],
+)
+def test_any_head_that_does_not_fit_is_refused_at_the_first_call(head, message: str) -> None:
+    features, labels = batch()
+    vos = VirtualOutlierLoss(head, 3, 4, start_step=1000)
+    with pytest.raises(ValueError, match=message):
+        vos(features, torch.randn(30, 3), labels)
+
+
+def test_a_look_at_the_head_draws_no_random_number() -> None:
+    features, labels = batch()
+    vos = VirtualOutlierLoss(nn.Sequential(nn.Dropout(), nn.Linear(4, 3)), 3, 4, start_step=1000)
+    before = torch.random.get_rng_state()
+    vos(features, torch.randn(30, 3, generator=torch.Generator()), labels)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gaussians": WindowGaussians(7, 4)}, "gaussians: expected those of 3 classes, 4 wide"),
+        ({"gaussians": WindowGaussians(3, 5)}, "gaussians: .* got 3 and 5"),
+        (
+            {"gaussians": WindowGaussians(3, 4), "queue_size": 3},
+            "queue_size, shrinkage: would do no",
+        ),
+        ({"outliers": GaussianTail(5)}, "outliers: expected a sampler of 4 features, got one of 5"),
+        ({"outliers": GaussianTail(4), "draws_per_class": 50}, "draws_per_class: would do nothing"),
+        ({"radius_ratio": math.inf}, "radius_ratio: expected a positive number"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**given)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint16, torch.int32])
+def test_labels_of_any_integers_are_taken(dtype: torch.dtype) -> None:
+    losses = []
+    for kind in (torch.int64, dtype):
+        torch.manual_seed(0)
+        head, vos = make(classes=300, dim=4)
+        features, labels = batch(400, classes=100)
+        for _ in range(3):
+            losses.append(vos(features, head(features), labels.to(kind)))
+    torch.testing.assert_close(losses[:3], losses[3:])
+    with pytest.raises(ValueError, match="labels: expected a tensor, got ndarray"):
+        vos(features, head(features), labels.numpy())
 
 
 def test_a_layer_put_around_the_head_later_is_told_once_it_differs() -> None:

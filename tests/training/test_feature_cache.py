@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from knownot.data.altered import alter
+from knownot.models.classifier import UnknownAwareClassifier
+from knownot.models.preprocessing import Preprocessing
 from knownot.training.feature_cache import extract_features
-from tests.helpers import UNKNOWN_COLOUR, colour_folder, noisy, tiny_model
+from tests.helpers import COLOURS, UNKNOWN_COLOUR, colour_folder, noisy, tiny_model
 
 
 def test_features_come_from_the_cache_and_changed_photos_do_not(tmp_path: Path) -> None:
@@ -88,5 +91,29 @@ def test_changed_code_does_not_meet_old_features(tmp_path: Path) -> None:
     forward = model.backbone.forward
     model.backbone.forward = lambda images: 1.5 * forward(images)  # the same weights
     after = extract_features(model, paths, cache).rows
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, extract_features(model, paths).rows)
+
+
+class Pooled(nn.Module):
+    """Means of maps over large photos: noise looks the same to it in any order of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 8, 3, padding=1)
+        self.order = [0, 1, 2]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps(images[:, self.order]).relu().mean((2, 3))
+
+
+def test_channels_in_another_order_do_not_meet_old_features(tmp_path: Path) -> None:
+    paths = sorted(colour_folder(tmp_path / "p", 3).rglob("*.png"))
+    torch.manual_seed(0)
+    backbone = Pooled()
+    model = UnknownAwareClassifier(backbone, 8, list(COLOURS), Preprocessing(image_size=384))
+    before = extract_features(model, paths, tmp_path / "cache").rows
+    backbone.order = [2, 1, 0]
+    after = extract_features(model, paths, tmp_path / "cache").rows
     assert not torch.allclose(before, after)
     assert torch.equal(after, extract_features(model, paths).rows)

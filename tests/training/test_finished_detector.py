@@ -250,10 +250,12 @@ def test_a_detector_of_one_s_own_can_go_on_learning(
     half: Path, network: FasterRCNN, tmp_path: Path
 ) -> None:
     config = DetectionConfig(
-        data=half, output=tmp_path / "m", epochs=1, vos_start=0.0, workers=0, lr=1e-4
+        data=half, output=tmp_path / "m", epochs=1, vos_start=0.0, workers=0, lr=1e-4, image_size=72
     )
     assert not network.training
-    result = train_detector(config, regions=FinishedFasterRCNN(network))
+    regions = FinishedFasterRCNN(network)
+    result = train_detector(config, regions=regions)
+    assert regions.image_size == regions.model.transform.min_size[0] == 72
     assert result.metrics["val_map_50"] > 0.4
     assert result.metrics["vos_started"]
     model = knownot.load(tmp_path / "m", backbone=network)
@@ -293,6 +295,13 @@ def test_detectors_of_transformers_stay_as_they_are_too(half: Path, tmp_path: Pa
 
     config = finished(half, tmp_path / "m", image_size=100)
     with pytest.raises(ConfigError, match="image_size: DetrRegions stays as it is"):
+        train_detector(config, regions=tiny_regions(num_labels=4))
+    config = DetectionConfig(
+        data=half, output=tmp_path / "m", image_size=96, freeze=1, weights="hub"
+    )
+    with pytest.raises(
+        ConfigError, match="freeze, image_size, weights: DetrRegions stays as it is"
+    ):
         train_detector(config, regions=tiny_regions(num_labels=4))
 
 

@@ -116,6 +116,16 @@ def is_photo(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("changes", [{"arch": "resnet18"}, {"weights": "mine.safetensors"}])
+def test_a_network_that_is_given_stands_alone(
+    photos: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    (name, value), *_ = changes.items()
+    with pytest.raises(ConfigError, match=f"{name} {value}: was asked for, and a network is given"):
+        run(photos, tmp_path / "m", **changes)
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("finetune", ["head", "all"])
 def test_the_same_seed_gives_the_same_model(photos: Path, tmp_path: Path, finetune: str) -> None:
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):

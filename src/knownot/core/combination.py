@@ -12,6 +12,7 @@ Vovk, "Cross-conformal predictors", 2015.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -23,6 +24,7 @@ from knownot.core.metrics import fpr95
 
 _TAIL = 0.1
 _KNOTS = 512
+_LEAST_LEFT = 0.9  # of different scores, after they were rounded
 
 
 class TailLogP(FixedDtypeModule):
@@ -56,6 +58,13 @@ class TailLogP(FixedDtypeModule):
         if not len(scores) or scores.isnan().any():
             raise ValueError(f"scores: expected one or more, and no NaN, got {len(scores)}")
         ordered = scores.detach().cpu().double().sort().values
+        different = len(torch.unique(ordered))
+        if len(torch.unique(ordered.float())) < _LEAST_LEFT * different:
+            warnings.warn(
+                "scores: lie so close together, for their size, that float32 takes different ones for the "
+                "same; subtract their median first",
+                stacklevel=2,
+            )
         finite = ordered[ordered.isfinite()]
         if len(finite):  # what is infinite stands at the end of what is not: the law has a scale
             ordered = ordered.clamp(finite[0], finite[-1])

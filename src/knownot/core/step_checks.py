@@ -33,6 +33,9 @@ def check_rows(
         feature_dim: Width D.
         columns: Number C of logits of a row.
     """
+    for name, given in (("features", features), ("logits", logits), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name}: expected a tensor, got {type(given).__name__}")
     if features.ndim != 2 or features.shape[1] != feature_dim:
         raise ValueError(
             f"features: expected shape (N, {feature_dim}), got {tuple(features.shape)}"
@@ -51,6 +54,31 @@ def check_rows(
 
 
 @torch.no_grad()
+def check_columns(head: Callable[[Tensor], Tensor], features: Tensor, columns: int) -> None:
+    """Send a row of zeros through the head; torch's random numbers stay as they were.
+
+    Args:
+        head: What the loss sends outliers through.
+        features: Rows (N, D), of the dtype that it takes.
+        columns: Number C of logits of a row.
+
+    Raises:
+        ValueError: If the head takes no such row, or makes another number of columns of it.
+    """
+    row = features.new_zeros(1, features.shape[1])
+    devices = [features.device] if features.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            found = head(row)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"head: takes no row of {row.shape[1]} features ({reason})") from error
+    if found.shape != (1, columns):
+        made = found.shape[1] if found.ndim == 2 else f"{tuple(found.shape)}, no"
+        raise ValueError(f"head: makes {made} columns of the features, the logits have {columns}")
+
+
+@torch.no_grad()
 def warn_of_another_head(
     head: Callable[[Tensor], Tensor], features: Tensor, logits: Tensor
 ) -> None:
@@ -62,17 +90,10 @@ def warn_of_another_head(
         head: What the loss sends outliers through.
         features: Rows (N, D), of the dtype that it takes.
         logits: Their logits (N, C), which may be infinite where classes are masked.
-
-    Raises:
-        ValueError: If the head has another number of columns.
     """
     if not isinstance(head, nn.Linear) or not len(features):
         return
     found = head(features).float()
-    if found.shape != logits.shape:
-        raise ValueError(
-            f"head: makes {found.shape[1]} columns of the features, the logits have {logits.shape[1]}"
-        )
     compared = logits.isfinite()
     off = (found - logits)[compared].abs().mean() / found[compared].abs().mean()
     if off > _ANOTHER_HEAD:

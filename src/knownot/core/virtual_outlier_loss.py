@@ -21,13 +21,19 @@ from knownot.core.other_outliers import TAILS, OutlierName, make_sampler
 from knownot.core.outliers import OutlierSampler
 from knownot.core.phi import PhiName, make_phi
 from knownot.core.ranks import gather_rows, shared_seed, world_size
-from knownot.core.step_checks import check_rows, refuse_batch_norm, warn_of_another_head
+from knownot.core.step_checks import (
+    check_columns,
+    check_rows,
+    refuse_batch_norm,
+    warn_of_another_head,
+)
 from knownot.core.streaming_gaussians import StreamingGaussians
 from knownot.core.uncertainty_loss import uncertainty_loss
 from knownot.core.window_gaussians import WindowGaussians
 
 # softplus of this is 1: the weighted energy starts as the plain one.
 _INITIAL_RAW_WEIGHT = 0.5413248546129181
+_QUEUE_SIZE, _DRAWS = 1000, 10_000.0
 _GAUSSIANS: dict[str, type[WindowGaussians] | type[StreamingGaussians]] = {
     "window": WindowGaussians,
     "streaming": StreamingGaussians,
@@ -104,8 +110,8 @@ class VirtualOutlierLoss(nn.Module):
         *,
         weight: float = 0.1,
         start_step: int = 0,
-        queue_size: int = 1000,
-        draws_per_class: float = 10_000.0,
+        queue_size: int = _QUEUE_SIZE,
+        draws_per_class: float = _DRAWS,
         outliers_per_class: int = 1,
         classes_per_step: int = 128,
         tail_probability: float | None = None,
@@ -128,6 +134,10 @@ class VirtualOutlierLoss(nn.Module):
                     f"tail_probability: expected a fraction in (0, 1), got {tail_probability}"
                 )
             draws_per_class = 1 / tail_probability
+        elif not isinstance(outliers, str) and draws_per_class != _DRAWS:
+            raise ValueError(
+                "draws_per_class: would do nothing beside outliers of your own; set it there"
+            )
         _check_number("weight", weight, 0)
         start_step = _check_whole("start_step", start_step, 0)
         outliers_per_class = _check_whole("outliers_per_class", outliers_per_class, 1)
@@ -138,6 +148,15 @@ class VirtualOutlierLoss(nn.Module):
             if gaussians not in _GAUSSIANS:
                 raise ValueError(f'gaussians: expected "window" or "streaming", got {gaussians!r}')
             gaussians = _GAUSSIANS[gaussians](num_classes, feature_dim, queue_size, shrinkage)
+        elif queue_size != _QUEUE_SIZE or shrinkage != "oas":
+            raise ValueError(
+                "queue_size, shrinkage: would do nothing beside gaussians of your own; set them there"
+            )
+        if (gaussians.num_classes, gaussians.feature_dim) != (num_classes, feature_dim):
+            raise ValueError(
+                f"gaussians: expected those of {num_classes} classes, {feature_dim} wide, got "
+                f"{gaussians.num_classes} and {gaussians.feature_dim}"
+            )
         if background_index is not None and not 0 <= background_index <= num_classes:
             raise ValueError(
                 f"background_index: expected a column from 0 to {num_classes}, got {background_index}"
@@ -147,7 +166,7 @@ class VirtualOutlierLoss(nn.Module):
                 f"min_count: expected at most the {gaussians.queue_size} features that are "
                 f"remembered of a class, got {min_count}: no class would ever be ready"
             )
-        if radius_ratio is not None and not radius_ratio > 0:
+        if radius_ratio is not None and not 0 < radius_ratio < math.inf:
             raise ValueError(f"radius_ratio: expected a positive number, got {radius_ratio}")
         if outliers not in TAILS:
             for name, given in (
@@ -164,6 +183,10 @@ class VirtualOutlierLoss(nn.Module):
             radius_scale = 1.0 if radius_ratio is None else radius_ratio / exact_ratio
             outliers = make_sampler(
                 outliers, feature_dim, outliers_per_class, float(draws_per_class), radius_scale
+            )
+        if getattr(outliers, "feature_dim", feature_dim) != feature_dim:
+            raise ValueError(
+                f"outliers: expected a sampler of {feature_dim} features, got one of {outliers.feature_dim}"
             )
         if outliers.reads_windows and not isinstance(gaussians, WindowGaussians):
             raise ValueError(
@@ -284,6 +307,7 @@ class VirtualOutlierLoss(nn.Module):
             )
         columns = self.num_classes + (self.background_index is not None)
         check_rows(features, logits, labels, self.feature_dim, columns)
+        labels = labels.long()
         if not self.training:
             outliers = self.sample_outliers().to(self._dtype_for_head(features))
             return self._loss(logits, labels, outliers)
@@ -295,6 +319,8 @@ class VirtualOutlierLoss(nn.Module):
             self.count_step(len(joint_labels))
             if self.steps.bit_count() == 1:  # the first, second, fourth, eighth ... call
                 rows_for_head = features.detach().to(self._dtype_for_head(features))
+                if self.steps == 1:
+                    check_columns(self._head[0], rows_for_head, columns)
                 warn_of_another_head(self._head[0], rows_for_head, logits)
         elif self.classes_per_step < self.num_classes:
             raise RuntimeError(

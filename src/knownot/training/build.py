@@ -43,6 +43,8 @@ def build_classifier(
         whose = source_of(config.weights)
         create = finished_network if config.finetune == "none" else create_backbone
         backbone, preprocessing = create(config.arch, config.weights, config.image_size)
+    else:
+        _refuse_another_network(config)
     said = config.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
     preprocessing = preprocessing.model_copy(update=said)
     head = None
@@ -74,6 +76,17 @@ def build_classifier(
     if head is not None:
         model.take_head(head)
     return model.to(memory_format=torch.channels_last)
+
+
+def _refuse_another_network(config: TrainConfig) -> None:
+    """Of a module that is given, `weights` may say that it is not trained, and nothing else."""
+    said = {"arch": config.arch, "weights": config.weights}
+    usual = {"arch": {type(config).model_fields["arch"].default}, "weights": {"auto", "none"}}
+    wrong = [f"{name} {value}" for name, value in said.items() if value not in usual[name]]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)}: was asked for, and a network is given (backbone=); leave it out"
+        )
 
 
 @torch.no_grad()

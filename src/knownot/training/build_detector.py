@@ -97,6 +97,28 @@ def finished_regions(
     return regions, splits
 
 
+def refuse_built_otherwise(config: DetectionConfig, regions: RegionModel) -> None:
+    """Refuse settings of how a detector is built, where one is given that is built already.
+
+    The image size of a `FinishedFasterRCNN` is set as they say.
+
+    Raises:
+        ConfigError: If there are others.
+    """
+    fields = type(config).model_fields
+    said = {
+        name: value
+        for name in sorted({*_BUILT, "weights"})
+        if (value := getattr(config, name)) != fields[name].default
+    }
+    if isinstance(regions, FinishedFasterRCNN) and "image_size" in said:
+        regions.set_up(image_size=said.pop("image_size"))
+    if said:
+        raise ConfigError(
+            f"{', '.join(said)}: {type(regions).__name__} stays as it is; set it up before it is given"
+        )
+
+
 def detector_to_start_from(
     config: DetectionConfig, classes: list[str]
 ) -> UnknownAwareDetector | None:

@@ -63,7 +63,8 @@ def train(
         config: Settings.
         reporter: Told about plan and progress.
         backbone: A module of your own that maps images (N, 3, S, S) to features (N, D), instead of
-            `config.arch`; give it again to `load`.
+            `config.arch`; give it again to `load`. `weights="none"` tells that it is not trained yet,
+            where no batch norm does.
         cache: Folder for cached features; the user's cache by default.
         peer: Makes, for the model, another uncertainty loss to train with in place of its own; for
             comparisons.

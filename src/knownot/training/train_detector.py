@@ -34,6 +34,7 @@ from knownot.training.build_detector import (
     finished_regions,
     how_built,
     new_regions,
+    refuse_built_otherwise,
 )
 from knownot.training.config import DetectionConfig
 from knownot.training.detection_module import DetectionTraining
@@ -107,6 +108,8 @@ def _train(
         regions = copy.deepcopy(old.regions)
     elif config.finetune == "none":
         regions, splits = finished_regions(config, splits, regions)
+    elif regions:
+        refuse_built_otherwise(config, regions)
     regions = regions or new_regions(config, splits.train.classes)
     model = build_detector(config, splits.train.classes, regions).to(device)
     splits = _usable(splits, model, skipped, config.data, tried=not ranks.first)
