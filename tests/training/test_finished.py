@@ -65,10 +65,13 @@ def weights(network: nn.Module, tmp_path: Path) -> Path:
 
 
 def finished(photos: Path, output: Path, **changes):
-    flags = {"data": photos, "output": output, "finetune": "none", "arch": ARCH}
-    return make_config(
-        flags | {"image_size": SIZE, "crop": 1.0, "mean": MEAN, "std": STD} | changes
-    )
+    return given(photos, output, **({"arch": ARCH} | changes))
+
+
+def given(photos: Path, output: Path, **changes):
+    """The same of a network of one's own."""
+    flags = {"data": photos, "output": output, "finetune": "none", "image_size": SIZE, "crop": 1.0}
+    return make_config(flags | {"mean": MEAN, "std": STD} | changes)
 
 
 def test_a_finished_classifier_keeps_its_answers(
@@ -138,7 +141,7 @@ def test_a_network_of_other_classes_is_refused(photos: Path, tmp_path: Path) -> 
     for outputs in (1, 3):
         whole = nn.Sequential(tiny_backbone(), nn.Linear(8, outputs))
         with pytest.raises(ConfigError, match=f"{outputs} classes apart, the photos are of 2"):
-            train(finished(photos, tmp_path / "m"), backbone=whole)
+            train(given(photos, tmp_path / "m"), backbone=whole)
 
 
 def test_photos_that_it_was_trained_on_are_no_judge(photos: Path, tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_photos_that_it_was_trained_on_are_no_judge(photos: Path, tmp_path: Path
 
     whole = nn.Sequential(tiny_backbone(), nn.Linear(8, 2)).eval()
     for number, data in enumerate((photos / "train", photos)):
-        config = finished(data, tmp_path / f"{number}")
+        config = given(data, tmp_path / f"{number}")
         with suppress(ConfigError):  # an untrained network may seem to have its outputs turned
             train(config, Plans(), backbone=whole)
     told = ["photos that it never saw" in " ".join(plan.notes) for plan in plans]

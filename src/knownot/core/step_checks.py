@@ -65,6 +65,7 @@ def check_columns(head: Callable[[Tensor], Tensor], features: Tensor, columns: i
     Raises:
         ValueError: If the head takes no such row, or makes another number of columns of it.
     """
+    head = getattr(head, "_orig_mod", head)  # a compiled one would be compiled anew for one row
     row = features.new_zeros(1, features.shape[1])
     devices = [features.device] if features.is_cuda else []
     with torch.random.fork_rng(devices=devices):
