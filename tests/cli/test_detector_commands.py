@@ -169,10 +169,10 @@ def test_a_classifier_is_no_detector_to_start_from(
 def test_the_page_about_detectors_runs(
     detector_folder: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.models import tiny_detr
+    from tests.models import tiny_detr, tiny_rt_detr
 
     monkeypatch.chdir(tmp_path)
-    tiny_detr.tiny_detr().save_pretrained("detr")
+    tiny_rt_detr.tiny_network("RT-DETRv2").save_pretrained("detr")
     Path("detector").symlink_to(detector_folder)
     Path("photos").mkdir()
     Path("people").mkdir()

@@ -41,6 +41,8 @@ from tests.processes import end_process
 ARCH = {"arch": "test_efficientnet_gn", "weights": "none", "image_size": 32, "workers": 0}
 ARCH |= {"batch_size": 16, "queue_size": 20, "device": "cpu", "finetune": "all", "head_first": True}
 
+GIVEN = {"arch": TrainConfig.model_fields["arch"].default}  # of a network that is given
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -119,7 +121,7 @@ def backbone() -> nn.Module:
 
 def of_head(photos: Path, root: Path, output: str) -> TrainConfig:
     changes = {"finetune": "head", "standardise": False, "bottleneck": 0, "epochs": 3}
-    return settings(photos, root / output, **changes)
+    return settings(photos, root / output, **changes, **GIVEN)
 
 
 def train_scenes(root: Path) -> DetectionTraining:
@@ -155,7 +157,7 @@ class Break(Silent):
 
 def train_with_broken_photo(root: Path) -> None:
     """The second process alone meets the photo."""
-    config = settings(root / "broken", root / "b", epochs=1, devices=2, num_nodes=1)
+    config = settings(root / "broken", root / "b", epochs=1, devices=2, num_nodes=1, **GIVEN)
     files = sorted((root / "broken" / "train").rglob("*.png"))
     (index, _) = next(iter(RankBatches(EpochShuffle(len(files), 0), config, 1)))[0]
     train(config, Break(files[index]), backbone())
@@ -264,7 +266,7 @@ def test_a_resumed_run_with_other_steps_is_refused(tmp_path: Path) -> None:
     colour_folder(tmp_path / "train", 16)
     colour_folder(tmp_path / "val", 25, start=100)
     with pytest.raises(KeyboardInterrupt):
-        train(settings(tmp_path, tmp_path / "m", epochs=2), CtrlC(), backbone())
+        train(settings(tmp_path, tmp_path / "m", epochs=2, **GIVEN), CtrlC(), backbone())
     # Other photos are refused before; other processes may leave out another last batch.
     last = torch.load(tmp_path / ".m.run" / "checkpoints" / "last.ckpt", weights_only=False)
     check_same_steps(last, 4)
