@@ -22,6 +22,7 @@ from tests.models.tiny_detr import (
     CLASSES,
     DIM,
     QUERIES,
+    assert_odd_sizes_are_taken,
     calibrated_detector,
     scene,
     scenes,
@@ -282,27 +283,9 @@ def test_threshold_and_number_of_detections_are_kept() -> None:
     assert none["logits"].shape == (0, 3)
 
 
-ODD_SIZES = [(1, 1), (3, 3), (200, 8000), (8000, 1), (1, 8000), (37, 5), (64, 64)]
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_photos_of_odd_sizes(together: bool) -> None:
-    detector = tiny_detector()
-    images = [torch.rand(3, *size) for size in ODD_SIZES]
-    found = detector(images) if together else [detector([image])[0] for image in images]
-    for (height, width), detections in zip(ODD_SIZES, found, strict=True):
-        boxes = detections["boxes"]
-        assert len(boxes) > 0
-        assert torch.isfinite(detections["features"]).all()
-        assert (boxes >= 0).all()
-        assert (boxes <= torch.tensor([width, height] * 2)).all()
-        assert (boxes[:, 2:] > boxes[:, :2]).all()
-    targets = [
-        {"boxes": torch.tensor([[0.0, 0.0, w, h]]), "labels": torch.tensor([1])}
-        for h, w in ODD_SIZES
-    ]
-    losses = detector.losses(images, targets)
-    assert all(torch.isfinite(value) for value in losses.values())
+    assert_odd_sizes_are_taken(tiny_detector(), together)
 
 
 def test_a_large_photo_is_made_smaller_and_its_boxes_are_in_its_own_pixels() -> None:

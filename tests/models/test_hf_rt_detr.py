@@ -21,7 +21,7 @@ from knownot.models.detector import UnknownAwareDetector
 from knownot.models.hf_rt_detr import RTDetrRegions, RTDetrSettings
 from knownot.models.model_folder import save
 from knownot.models.prediction import Detection
-from tests.models.tiny_detr import CLASSES, scene, scenes
+from tests.models.tiny_detr import CLASSES, assert_odd_sizes_are_taken, scene, scenes
 from tests.models.tiny_rt_detr import (
     DIM,
     KINDS,
@@ -196,19 +196,9 @@ def test_threshold_and_number_of_detections_are_kept() -> None:
     assert none["logits"].shape == (0, len(CLASSES))
 
 
-ODD_SIZES = [(1, 1), (3, 3), (200, 8000), (8000, 1), (1, 8000), (37, 5), (64, 64)]
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_photos_of_odd_sizes(together: bool) -> None:
-    detector = tiny_detector()
-    images = [torch.rand(3, *size) for size in ODD_SIZES]
-    found = detector(images) if together else [detector([image])[0] for image in images]
-    for (height, width), detections in zip(ODD_SIZES, found, strict=True):
-        assert len(detections["boxes"]) > 0
-        assert torch.isfinite(detections["features"]).all()
-        assert (detections["boxes"] >= 0).all()
-        assert (detections["boxes"] <= torch.tensor([width, height] * 2)).all()
+    assert_odd_sizes_are_taken(tiny_detector(), together)
 
 
 # --- training and use ------------------------------------------------------------------------

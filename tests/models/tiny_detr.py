@@ -49,6 +49,28 @@ def tiny_detector(seed: int = 0, **config) -> UnknownAwareDetector:
     return UnknownAwareDetector(tiny_regions(seed, **config), CLASSES, vos=vos)
 
 
+ODD_SIZES = [(1, 1), (3, 3), (200, 8000), (8000, 1), (1, 8000), (37, 5), (64, 64)]
+
+
+def assert_odd_sizes_are_taken(detector: UnknownAwareDetector, together: bool) -> None:
+    """Boxes in order on photos of odd sizes, and finite losses."""
+    images = [torch.rand(3, *size) for size in ODD_SIZES]
+    found = detector(images) if together else [detector([image])[0] for image in images]
+    for (height, width), detections in zip(ODD_SIZES, found, strict=True):
+        boxes = detections["boxes"]
+        assert len(boxes) > 0
+        assert torch.isfinite(detections["features"]).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([width, height] * 2)).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+    targets = [
+        {"boxes": torch.tensor([[0.0, 0.0, w, h]]), "labels": torch.tensor([1])}
+        for h, w in ODD_SIZES
+    ]
+    losses = detector.losses(images, targets)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 def scene(seed: int, height: int = 64, width: int = 64) -> tuple[Tensor, dict[str, Tensor]]:
     """A grey noisy photo with a red square on the left and a green one on the right."""
     random = torch.Generator().manual_seed(seed)
@@ -71,12 +93,16 @@ def scenes(count: int, **size) -> tuple[list[Tensor], Targets]:
 
 def calibrated_detector() -> UnknownAwareDetector:
     """One that predicts."""
-    detector = tiny_detector()
+    return calibrated(tiny_detector(), 0.05)
+
+
+def calibrated(detector: UnknownAwareDetector, box_threshold: float) -> UnknownAwareDetector:
+    """Fitted to some scenes and calibrated on others."""
     with torch.no_grad():
         _, matched = detector.regions.losses(*scenes(12))
     detector.fit_scores(matched.features, matched.labels, k=3)
     held = detector([scene(seed)[0] for seed in range(100, 112)])
     names = ("boxes", "labels", "logits", "scored_features")
     detector.calibrate({name: torch.cat([d[name] for d in held]) for name in names})
-    detector.box_threshold = 0.05
+    detector.box_threshold = box_threshold
     return detector

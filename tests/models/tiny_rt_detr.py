@@ -15,7 +15,7 @@ from transformers import (
 from knownot.models.detector import UnknownAwareDetector
 from knownot.models.hf_rt_detr import RTDetrRegions, RTDetrSettings
 from knownot.models.unknown_aware import VosSettings
-from tests.models.tiny_detr import CLASSES, scene, scenes
+from tests.models.tiny_detr import CLASSES, calibrated
 
 QUERIES = 7
 DIM = 16
@@ -69,12 +69,4 @@ def tiny_detector(kind: str = "RT-DETR", seed: int = 0, **config) -> UnknownAwar
 
 def calibrated_detector(kind: str = "RT-DETR") -> UnknownAwareDetector:
     """One that predicts."""
-    detector = tiny_detector(kind)
-    with torch.no_grad():
-        _, matched = detector.regions.losses(*scenes(12))
-    detector.fit_scores(matched.features, matched.labels, k=3)
-    held = detector([scene(seed)[0] for seed in range(100, 112)])
-    names = ("boxes", "labels", "logits", "scored_features")
-    detector.calibrate({name: torch.cat([d[name] for d in held]) for name in names})
-    detector.box_threshold = 0.0
-    return detector
+    return calibrated(tiny_detector(kind), 0.0)

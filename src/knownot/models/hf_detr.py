@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from knownot.errors import ConfigError, MissingExtraError
-from knownot.models.hf_regions import TransformersRegions, backbone_name, network_of, relative
+from knownot.models.hf_regions import (
+    TransformersRegions,
+    annotations_of,
+    backbone_name,
+    detections_of,
+    network_of,
+)
 from knownot.models.regions import Detections, MatchedRegions, Targets
 
 if TYPE_CHECKING:
@@ -87,10 +92,7 @@ class DetrRegions(TransformersRegions):
         than the model has queries.
         """
         self.train()
-        annotations = [
-            {"boxes": relative(target["boxes"], image), "class_labels": target["labels"]}
-            for image, target in zip(images, targets, strict=True)
-        ]
+        annotations = annotations_of(images, targets)
         outputs = self.model(**self._batch(images), labels=annotations)
         config: Any = self.model.config
         weights = {
@@ -119,16 +121,8 @@ class DetrRegions(TransformersRegions):
             order = rows["scores"].argsort(descending=True, stable=True)
             certain = order[rows["scores"][order] > self.settings.score_threshold]
             kept = certain[: self.settings.detections]
-            boxes = clip_boxes_to_image(rows["boxes"][kept], (image.shape[-2], image.shape[-1]))
-            found.append(
-                {
-                    "boxes": boxes,
-                    "labels": rows["labels"][kept],
-                    "scores": rows["scores"][kept],
-                    "logits": outputs.logits[i, kept],
-                    "features": outputs.last_hidden_state[i, kept],
-                }
-            )
+            told = {name: rows[name][kept] for name in ("boxes", "labels", "scores")}
+            found.append(detections_of(outputs, i, image, kept, **told))
         return found
 
     @classmethod

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from knownot.errors import ConfigError
 from knownot.models.backbones import known_architecture
-from knownot.models.regions import MatchedRegions, RegionModel
+from knownot.models.regions import Detections, MatchedRegions, RegionModel, Targets
 
 _MOST_LAYERS = 100  # that a stranger's folder may ask for
 
@@ -39,9 +39,9 @@ class TransformersRegions(RegionModel):
 
         Args:
             logits: Class logits of the queries (N, Q, C).
-            pred_boxes: Their boxes (N, Q, 4), as `relative` has them.
+            pred_boxes: Their boxes (N, Q, 4), centre and size in fractions of a photo.
             features: What the last layer reads of them (N, Q, D).
-            annotations: Of each photo `boxes`, as `relative` has them, and `class_labels`.
+            annotations: Of each photo, as `annotations_of` has them.
         """
         # The loss matches with a matcher that it makes for itself and drops. To match again costs
         # little beside the network and gives the same pairs; to record its pairs would mean
@@ -95,13 +95,38 @@ def backbone_name(config: Any) -> str:
     return str(getattr(backbone, "backbone", None) or backbone.model_type)
 
 
-def relative(boxes: Tensor, image: Tensor) -> Tensor:
-    """Boxes (B, 4), corners in pixels, as centre and size in fractions of a photo (3, H, W).
+def annotations_of(images: list[Tensor], targets: Targets) -> list[dict[str, Tensor]]:
+    """Annotated objects as transformers' losses take them: `boxes` and `class_labels` of each photo.
 
-    Of the photo as it was, like the boxes that `post_process_object_detection` decodes. The
-    processor's own conversion is not used: in a batch of several sizes it gives fractions of the
-    padded photo, which are other boxes.
+    Boxes are centre and size in fractions of the photo as it was, like those that
+    `post_process_object_detection` decodes. The processor's own conversion is not used: in a batch of
+    several sizes it gives fractions of the padded photo, which are other boxes.
     """
-    height, width = image.shape[-2:]
-    centred: Tensor = box_convert(boxes, "xyxy", "cxcywh")
-    return centred / centred.new_tensor([width, height, width, height])
+    found = []
+    for image, target in zip(images, targets, strict=True):
+        height, width = image.shape[-2:]
+        centred = box_convert(target["boxes"], "xyxy", "cxcywh")
+        boxes = centred / centred.new_tensor([width, height, width, height])
+        found.append({"boxes": boxes, "class_labels": target["labels"]})
+    return found
+
+
+def detections_of(
+    outputs: Any, photo: int, image: Tensor, rows: Tensor, boxes: Tensor, **columns: Tensor
+) -> Detections:
+    """What is found in one photo of a batch.
+
+    Args:
+        outputs: transformers' of the batch.
+        photo: Which photo of it.
+        image: That photo (3, H, W).
+        rows: Queries (B,), int64.
+        boxes: Their boxes (B, 4), corners in the photo's pixels, which may reach beyond it.
+        columns: More of them, `labels` (B,) and `scores` (B,).
+    """
+    return {
+        "boxes": clip_boxes_to_image(boxes, (image.shape[-2], image.shape[-1])),
+        **columns,
+        "logits": outputs.logits[photo, rows],
+        "features": outputs.last_hidden_state[photo, rows],
+    }

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert
 
 from knownot.errors import ConfigError, MissingExtraError
-from knownot.models.hf_regions import TransformersRegions, backbone_name, network_of, relative
+from knownot.models.hf_regions import (
+    TransformersRegions,
+    annotations_of,
+    backbone_name,
+    detections_of,
+    network_of,
+)
 from knownot.models.regions import Detections, MatchedRegions, Targets
 
 if TYPE_CHECKING:
@@ -100,10 +106,7 @@ class RTDetrRegions(TransformersRegions):
         out where a photo has more objects than the model has queries.
         """
         self.train()
-        annotations = [
-            {"boxes": relative(target["boxes"], image), "class_labels": target["labels"]}
-            for image, target in zip(images, targets, strict=True)
-        ]
+        annotations = annotations_of(images, targets)
         outputs = self.model(self._batch(images), labels=annotations)
         # Denoising queries, which were told an object, come first.
         own = slice(-self.model.config.num_queries, None)
@@ -125,15 +128,8 @@ class RTDetrRegions(TransformersRegions):
             rows, labels = places // self.num_classes, places % self.num_classes
             boxes = box_convert(outputs.pred_boxes[i, rows], "cxcywh", "xyxy")
             boxes = boxes * boxes.new_tensor([width, height, width, height])
-            found.append(
-                {
-                    "boxes": clip_boxes_to_image(boxes, (height, width)),
-                    "labels": labels,
-                    "scores": certain[places],
-                    "logits": outputs.logits[i, rows],
-                    "features": outputs.last_hidden_state[i, rows],
-                }
-            )
+            told = {"labels": labels, "scores": certain[places]}
+            found.append(detections_of(outputs, i, image, rows, boxes, **told))
         return found
 
     @classmethod
