@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from knownot.core.gaussians import ClassGaussians
+from knownot.core.outliers import OutlierSampler
+from knownot.core.window_gaussians import WindowGaussians
+
 _ANOTHER_HEAD = 0.3  # of the logits: far beyond any rounding
 
 
@@ -18,6 +22,26 @@ def refuse_batch_norm(head: Callable[[Tensor], Tensor]) -> None:
         raise ValueError(
             "head: holds a batch norm, whose statistics virtual outliers would enter; give the layers "
             "after it as the head, and what it returns as the features"
+        )
+
+
+def check_parts(
+    gaussians: ClassGaussians, sampler: OutlierSampler, num_classes: int, feature_dim: int
+) -> None:
+    """Raise `ValueError` for parts that are not of K classes and D features, or not of each other."""
+    if (gaussians.num_classes, gaussians.feature_dim) != (num_classes, feature_dim):
+        raise ValueError(
+            f"gaussians: expected those of {num_classes} classes, {feature_dim} wide, got "
+            f"{gaussians.num_classes} and {gaussians.feature_dim}"
+        )
+    if sampler.feature_dim != feature_dim:
+        raise ValueError(
+            f"outliers: expected a sampler of {feature_dim} features, got one of {sampler.feature_dim}"
+        )
+    if sampler.reads_windows and not isinstance(gaussians, WindowGaussians):
+        raise ValueError(
+            f"outliers: {type(sampler).__name__} is made from features themselves; "
+            'it needs gaussians="window"'
         )
 
 

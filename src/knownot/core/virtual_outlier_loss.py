@@ -23,6 +23,7 @@ from knownot.core.phi import PhiName, make_phi
 from knownot.core.ranks import gather_rows, shared_seed, world_size
 from knownot.core.step_checks import (
     check_columns,
+    check_parts,
     check_rows,
     refuse_batch_norm,
     warn_of_another_head,
@@ -152,11 +153,6 @@ class VirtualOutlierLoss(nn.Module):
             raise ValueError(
                 "queue_size, shrinkage: would do nothing beside gaussians of your own; set them there"
             )
-        if (gaussians.num_classes, gaussians.feature_dim) != (num_classes, feature_dim):
-            raise ValueError(
-                f"gaussians: expected those of {num_classes} classes, {feature_dim} wide, got "
-                f"{gaussians.num_classes} and {gaussians.feature_dim}"
-            )
         if background_index is not None and not 0 <= background_index <= num_classes:
             raise ValueError(
                 f"background_index: expected a column from 0 to {num_classes}, got {background_index}"
@@ -184,15 +180,7 @@ class VirtualOutlierLoss(nn.Module):
             outliers = make_sampler(
                 outliers, feature_dim, outliers_per_class, float(draws_per_class), radius_scale
             )
-        if getattr(outliers, "feature_dim", feature_dim) != feature_dim:
-            raise ValueError(
-                f"outliers: expected a sampler of {feature_dim} features, got one of {outliers.feature_dim}"
-            )
-        if outliers.reads_windows and not isinstance(gaussians, WindowGaussians):
-            raise ValueError(
-                f"outliers: {type(outliers).__name__} is made from features themselves; "
-                'it needs gaussians="window"'
-            )
+        check_parts(gaussians, outliers, num_classes, feature_dim)
         self._head = (head,)  # in a tuple, so that nn.Module does not register it
         self.num_classes = num_classes
         self.feature_dim = feature_dim

@@ -27,12 +27,19 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             DataError: If it cannot be written; the one of before is still there.
         """
-        try:
-            write_whole(Path(path), lambda file: torch.save(checkpoint, file))
-        except RuntimeError as error:  # torch's own word for a full disk
-            if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
+
+        def write(file: Path) -> None:
+            try:
+                with file.open("wb") as out:
+                    torch.save(checkpoint, out)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch hides what the file said
+                    raise error.__context__ from None
                 raise
+
+        try:
+            write_whole(Path(path), write)
+        except DataError as error:
             raise DataError(
-                f"{path}: cannot be written (is the disk full?); the epoch before is kept, go on with "
-                "--resume once there is room"
+                f"{error}; the epoch before is kept: make room, then go on with --resume"
             ) from None

@@ -121,11 +121,24 @@ def fit(
                 num_sanity_val_steps=0,
                 **options,
             )
-            with _failing_together(trainer), _readers_ended():
+            with _full_disk_told(run), _failing_together(trainer), _readers_ended():
                 trainer.fit(module, ckpt_path=run.checkpoint())
     except KeyboardInterrupt:
         if ranks.first:
             raise
+    if ranks.several and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not ranks.first:
+        raise SystemExit(0)
+    if not all(weights.isfinite().all() for weights in module.parameters()):
+        raise TrainingError("the last step left weights that are not finite; try a lower --lr")
+
+
+@contextmanager
+def _full_disk_told(run: RunFolder) -> Iterator[None]:
+    """Logs that cannot be written end in a word, as checkpoints do by themselves."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -133,12 +146,6 @@ def fit(
             f"{error.filename or run.root}: cannot be written ({error.strerror}); make room, then go on "
             "with --resume"
         ) from None
-    if ranks.several and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if not ranks.first:
-        raise SystemExit(0)
-    if not all(weights.isfinite().all() for weights in module.parameters()):
-        raise TrainingError("the last step left weights that are not finite; try a lower --lr")
 
 
 @contextmanager
